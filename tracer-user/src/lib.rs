@@ -1,0 +1,1 @@
+//! sdtrace, the user side.

@@ -1,0 +1,3 @@
+//! The sdtrace binary.
+
+fn main() {}
