@@ -30,6 +30,8 @@ mod pod {
     // pattern is valid and that there is no padding.
     unsafe impl aya::Pod for crate::settings::Settings {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for crate::settings::Own {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for crate::table::VmaKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::tracked::Tracked {}
