@@ -1,3 +1,7 @@
-//! Project tasks.
+//! `cargo xtask`: the project's own tasks.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xtask::cli::main()
+}

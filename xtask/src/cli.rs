@@ -1,0 +1,49 @@
+//! The command line of `cargo xtask`.
+
+use crate::{build_ebpf, failure};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the eBPF object that is committed as tracer-user/ebpf/sdtrace-probes.bpf.o.
+    BuildEbpf {
+        /// Change nothing: rebuild from nothing, compare byte for byte, exit 1 if the committed object differs.
+        #[arg(long)]
+        check: bool,
+        /// Build nothing: lint the eBPF crate for its own target, warnings are errors.
+        #[arg(long, conflicts_with = "check")]
+        clippy: bool,
+    },
+}
+
+/// Parses the command line, runs the task, and turns its end into an exit code: 2 for usage, 1 for failure, and for
+/// `guest` the status of the command that ran there.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(&Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<ExitCode> {
+    match task {
+        Task::BuildEbpf { clippy: true, .. } => build_ebpf::clippy()?,
+        Task::BuildEbpf { check: true, .. } => build_ebpf::check()?,
+        Task::BuildEbpf { .. } => build_ebpf::build()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

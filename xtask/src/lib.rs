@@ -1,0 +1,15 @@
+//! What the project's own tasks are made of, for `cargo xtask` and for the programs that boot guests.
+//!
+//! The way of the data: `provision` brings what the machine lacks into the cache folder, `kernels` finds and unpacks
+//! Debian kernels there, `guest` boots them, `build_ebpf` makes the committed eBPF object.
+#![warn(missing_docs)]
+#![allow(
+    clippy::missing_errors_doc,
+    reason = "errors here are read by people on a terminal: each message names what failed and the remedy"
+)]
+
+pub mod build_ebpf;
+pub mod cli;
+pub mod failure;
+pub mod provision;
+pub mod workspace;

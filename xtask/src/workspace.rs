@@ -1,0 +1,76 @@
+//! Where this workspace lies, and cargo runs inside it that do not depend on who called.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The root of the workspace that this xtask was built from.
+#[must_use]
+pub fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// The target folder that cargo uses for this workspace.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        // Cargo takes a relative one from the folder it is called in; ours is always the root.
+        Some(dir) if !dir.is_empty() => root().join(dir),
+        _ => root().join("target"),
+    }
+}
+
+/// `program` started in the workspace root without the variables that cargo and rustup hand to what they run: those
+/// would make the result depend on whether the task was started by `cargo xtask` or by hand.
+#[must_use]
+pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(leaks_into_build) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Whether an environment variable would change what a nested cargo or rustc builds. Where to keep and fetch things
+/// (`CARGO_HOME`, `RUSTUP_HOME`, network and registry settings) stays as the user set it.
+fn leaks_into_build(name: &str) -> bool {
+    const KEPT: [&str; 5] = [
+        "CARGO_HOME",
+        "RUSTUP_HOME",
+        "CARGO_TERM_COLOR",
+        "RUSTUP_DIST_SERVER",
+        "RUSTUP_AUTO_INSTALL",
+    ];
+    const KEPT_FAMILIES: [&str; 4] = [
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTRIES_",
+        "CARGO_REGISTRY_",
+    ];
+    let cargo_or_rust = name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
+    cargo_or_rust && !KEPT.contains(&name) && !KEPT_FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_settings_are_cleared_and_places_kept() {
+        for name in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_PROFILE_RELEASE_DEBUG",
+            "RUSTUP_TOOLCHAIN",
+        ] {
+            assert!(leaks_into_build(name), "{name}");
+        }
+        for name in ["CARGO_HOME", "RUSTUP_HOME", "CARGO_HTTP_PROXY", "PATH", "HOME"] {
+            assert!(!leaks_into_build(name), "{name}");
+        }
+    }
+}
