@@ -1,1 +1,3 @@
 //! sdtrace, the user side.
+
+pub mod kernel;

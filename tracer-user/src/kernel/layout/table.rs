@@ -1,0 +1,296 @@
+//! What the eBPF programs need of the kernel: one row a global. The name of a row is the name of the global in the
+//! eBPF object.
+
+use super::ABSENT;
+
+/// How a global's value is made from the kernel's names for it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    /// The offset of the first of these members that exists. If the programs read a fixed number of bytes there,
+    /// the member must have exactly that size.
+    Member { size: Option<u32> },
+    /// The size of the first of these structs that exists.
+    StructSize,
+    /// The values of all these enumerators, or-ed.
+    Mask,
+    /// A mask with one bit, whose number is the value of the first of these enumerators that exists.
+    Bit,
+}
+
+/// What a global is when the kernel does not have its source.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fallback {
+    /// The layout is refused.
+    Refuse,
+    /// This value.
+    Value(u64),
+}
+
+/// One global of the eBPF object.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// The kernel's names: paths of members, structs or enumerators.
+    pub sources: &'static [&'static str],
+    pub fallback: Fallback,
+    /// Whether the global is a `u64`.
+    pub wide: bool,
+}
+
+/// One probed function: the global that takes the number of its arguments, and the parameters whose position the
+/// programs need.
+#[derive(Debug)]
+pub(super) struct Function {
+    pub name: &'static str,
+    pub count_global: &'static str,
+    pub parameters: &'static [WantedParameter],
+}
+
+/// One argument that the programs read.
+#[derive(Debug)]
+pub(super) struct WantedParameter {
+    pub name: &'static str,
+    pub global: &'static str,
+    /// Whether the probe is of no use without it.
+    pub required: bool,
+}
+
+const fn required(name: &'static str, kind: Kind, sources: &'static [&'static str]) -> Entry {
+    Entry {
+        name,
+        kind,
+        sources,
+        fallback: Fallback::Refuse,
+        wide: false,
+    }
+}
+
+/// A member that is read whole, as an integer or pointer of `size` bytes.
+const fn offset(name: &'static str, size: u32, paths: &'static [&'static str]) -> Entry {
+    required(name, Kind::Member { size: Some(size) }, paths)
+}
+
+/// A member that is itself a struct or an array, so only its place matters.
+const fn place(name: &'static str, paths: &'static [&'static str]) -> Entry {
+    required(name, Kind::Member { size: None }, paths)
+}
+
+const fn mask(name: &'static str, enumerators: &'static [&'static str]) -> Entry {
+    required(name, Kind::Mask, enumerators)
+}
+
+/// A VMA flag. Since 6.19 its bit number is an enumerator (`DECLARE_VMA_BIT` in `include/linux/mm.h`); before, it
+/// was a `#define` there, which BTF does not have. 5.10's defines and 7.3's enumerators agree for all used here.
+const fn vma_flag(name: &'static str, enumerator: &'static [&'static str], define: u64) -> Entry {
+    Entry {
+        wide: true,
+        ..required(name, Kind::Bit, enumerator).or(define)
+    }
+}
+
+impl Entry {
+    /// [`ABSENT`] where the kernel has no such member.
+    const fn optional(self) -> Self {
+        self.or(ABSENT as u64)
+    }
+
+    const fn or(self, value: u64) -> Self {
+        Self {
+            fallback: Fallback::Value(value),
+            ..self
+        }
+    }
+}
+
+pub(super) const GLOBALS: &[Entry] = &[
+    offset("VM_FAULT_VMA", 8, &["vm_fault.vma"]),
+    offset("VM_FAULT_ADDRESS", 8, &["vm_fault.address"]),
+    offset("VM_FAULT_FLAGS", 4, &["vm_fault.flags"]),
+    offset("VM_FAULT_ORIG_PTE", 8, &["vm_fault.orig_pte"]),
+    // 5.10 hands the PMD to do_huge_pmd_wp_page as an argument; since 5.14 (5db4f15c4fd7) it lies here.
+    offset("VM_FAULT_ORIG_PMD", 8, &["vm_fault.orig_pmd"]).optional(),
+    offset("VMA_START", 8, &["vm_area_struct.vm_start"]),
+    offset("VMA_END", 8, &["vm_area_struct.vm_end"]),
+    offset("VMA_MM", 8, &["vm_area_struct.vm_mm"]),
+    offset("VMA_PAGE_PROT", 8, &["vm_area_struct.vm_page_prot"]),
+    // A union of a const vm_flags with __vm_flags since 6.3, with `vma_flags_t flags` since 6.19.
+    offset(
+        "VMA_FLAGS",
+        8,
+        &[
+            "vm_area_struct.vm_flags",
+            "vm_area_struct.__vm_flags",
+            "vm_area_struct.flags",
+        ],
+    ),
+    offset("VMA_OPS", 8, &["vm_area_struct.vm_ops"]),
+    offset("VMA_FILE", 8, &["vm_area_struct.vm_file"]),
+    // The list of VMAs gave way to the maple tree in 6.1.
+    offset("VMA_NEXT", 8, &["vm_area_struct.vm_next"]).optional(),
+    offset("MM_WALK_MM", 8, &["mm_walk.mm"]),
+    offset("MM_WALK_VMA", 8, &["mm_walk.vma"]),
+    offset("MM_WALK_PRIVATE", 8, &["mm_walk.private"]),
+    // Only with CONFIG_MEMCG.
+    offset("MM_OWNER", 8, &["mm_struct.owner"]).optional(),
+    offset("TASK_MM", 8, &["task_struct.mm"]),
+    offset("TASK_PID", 4, &["task_struct.pid"]),
+    offset("TASK_TGID", 4, &["task_struct.tgid"]),
+    offset("TASK_COMM", 16, &["task_struct.comm"]),
+    offset("TASK_THREAD_PID", 8, &["task_struct.thread_pid"]),
+    offset("TASK_GROUP_LEADER", 8, &["task_struct.group_leader"]),
+    // Renamed in 5.5 (cf25e24db61c).
+    offset(
+        "TASK_START_BOOTTIME",
+        8,
+        &["task_struct.start_boottime", "task_struct.real_start_time"],
+    ),
+    offset("TASK_FLAGS", 4, &["task_struct.flags"]),
+    offset("TASK_CGROUPS", 8, &["task_struct.cgroups"]),
+    place("TASK_PID_LINKS", &["task_struct.pid_links"]),
+    offset("CSS_SET_DFL_CGRP", 8, &["css_set.dfl_cgrp"]),
+    offset("CGROUP_KN", 8, &["cgroup.kn"]),
+    place("CGROUP_SELF", &["cgroup.self"]),
+    offset("CSS_PARENT", 8, &["cgroup_subsys_state.parent"]),
+    offset("KERNFS_NODE_ID", 8, &["kernfs_node.id"]),
+    offset("PID_LEVEL", 4, &["pid.level"]),
+    // One element in 5.10, a flexible array later: its size says nothing.
+    place("PID_NUMBERS", &["pid.numbers"]),
+    place("PID_TASKS", &["pid.tasks"]),
+    offset("UPID_NR", 4, &["upid.nr"]),
+    offset("UPID_NS", 8, &["upid.ns"]),
+    required("UPID_SIZE", Kind::StructSize, &["upid"]),
+    offset("PROC_INODE_PID", 8, &["proc_inode.pid"]),
+    place("PROC_INODE_VFS_INODE", &["proc_inode.vfs_inode"]),
+    offset("FILE_INODE", 8, &["file.f_inode"]),
+    offset("FILE_PRIVATE_DATA", 8, &["file.private_data"]),
+    offset("INODE_SB", 8, &["inode.i_sb"]),
+    offset("INODE_NUMBER", 8, &["inode.i_ino"]),
+    offset("SUPER_FLAGS", 8, &["super_block.s_flags"]),
+    offset("SUPER_MAGIC", 8, &["super_block.s_magic"]),
+    offset("SUPER_DEV", 4, &["super_block.s_dev"]),
+    // enum vm_fault_reason
+    mask("FAULT_RETRY_MASK", &["VM_FAULT_RETRY"]),
+    // Since 6.0 (d92725256b4f); older kernels never return it.
+    mask("FAULT_COMPLETED_MASK", &["VM_FAULT_COMPLETED"]).or(0),
+    mask("FAULT_FALLBACK_MASK", &["VM_FAULT_FALLBACK"]),
+    // What include/linux/mm_types.h calls VM_FAULT_ERROR, without FALLBACK.
+    mask(
+        "FAULT_ERROR_MASK",
+        &[
+            "VM_FAULT_OOM",
+            "VM_FAULT_SIGBUS",
+            "VM_FAULT_HWPOISON",
+            "VM_FAULT_HWPOISON_LARGE",
+            "VM_FAULT_SIGSEGV",
+        ],
+    ),
+    // enum fault_flag; in 5.10 still `#define`s of include/linux/mm.h.
+    mask("FLAG_WRITE", &["FAULT_FLAG_WRITE"]).or(0x01),
+    mask("FLAG_TRIED", &["FAULT_FLAG_TRIED"]).or(0x20),
+    // Since 5.19 and 6.4; older kernels never set them.
+    mask("FLAG_UNSHARE", &["FAULT_FLAG_UNSHARE"]).or(0),
+    mask("FLAG_VMA_LOCK", &["FAULT_FLAG_VMA_LOCK"]).or(0),
+    vma_flag("VM_READ_MASK", &["VMA_READ_BIT"], 0x0000_0001),
+    vma_flag("VM_WRITE_MASK", &["VMA_WRITE_BIT"], 0x0000_0002),
+    vma_flag("VM_SHARED_MASK", &["VMA_SHARED_BIT"], 0x0000_0008),
+    vma_flag("VM_MAYWRITE_MASK", &["VMA_MAYWRITE_BIT"], 0x0000_0020),
+    vma_flag("VM_PFNMAP_MASK", &["VMA_PFNMAP_BIT"], 0x0000_0400),
+    vma_flag("VM_HUGETLB_MASK", &["VMA_HUGETLB_BIT"], 0x0040_0000),
+    // The bit has its number whether or not the kernel has CONFIG_MEM_SOFT_DIRTY.
+    vma_flag("VM_SOFTDIRTY_MASK", &["VMA_SOFTDIRTY_BIT"], 0x0800_0000),
+    vma_flag("VM_MIXEDMAP_MASK", &["VMA_MIXEDMAP_BIT"], 0x1000_0000),
+];
+
+const fn function(
+    name: &'static str,
+    count_global: &'static str,
+    parameters: &'static [WantedParameter],
+) -> Function {
+    Function {
+        name,
+        count_global,
+        parameters,
+    }
+}
+
+const fn needs(global: &'static str, name: &'static str) -> WantedParameter {
+    WantedParameter {
+        name,
+        global,
+        required: true,
+    }
+}
+
+/// [`ABSENT`] where the function has no such parameter.
+const fn may_have(global: &'static str, name: &'static str) -> WantedParameter {
+    WantedParameter {
+        name,
+        global,
+        required: false,
+    }
+}
+
+pub(super) const FUNCTIONS: &[Function] = &[
+    function(
+        "clear_refs_write",
+        "ARGS_CLEAR_REFS_WRITE",
+        &[
+            needs("ARG_CLEAR_REFS_WRITE_FILE", "file"),
+            needs("ARG_CLEAR_REFS_WRITE_BUF", "buf"),
+            needs("ARG_CLEAR_REFS_WRITE_COUNT", "count"),
+            may_have("ARG_CLEAR_REFS_WRITE_PPOS", "ppos"),
+        ],
+    ),
+    function(
+        "clear_refs_test_walk",
+        "ARGS_CLEAR_REFS_TEST_WALK",
+        &[
+            needs("ARG_CLEAR_REFS_TEST_WALK_START", "start"),
+            needs("ARG_CLEAR_REFS_TEST_WALK_END", "end"),
+            needs("ARG_CLEAR_REFS_TEST_WALK_WALK", "walk"),
+        ],
+    ),
+    function(
+        "do_wp_page",
+        "ARGS_DO_WP_PAGE",
+        &[needs("ARG_DO_WP_PAGE_VMF", "vmf")],
+    ),
+    // orig_pmd, a pmd_t by value, up to 5.13.
+    function(
+        "do_huge_pmd_wp_page",
+        "ARGS_DO_HUGE_PMD_WP_PAGE",
+        &[
+            needs("ARG_DO_HUGE_PMD_WP_PAGE_VMF", "vmf"),
+            may_have("ARG_DO_HUGE_PMD_WP_PAGE_ORIG_PMD", "orig_pmd"),
+        ],
+    ),
+    // Five parameters in 5.10, six in 6.1 (tlb first), seven in 6.12 (vmi before it).
+    function(
+        "mprotect_fixup",
+        "ARGS_MPROTECT_FIXUP",
+        &[
+            needs("ARG_MPROTECT_FIXUP_VMA", "vma"),
+            may_have("ARG_MPROTECT_FIXUP_PPREV", "pprev"),
+            needs("ARG_MPROTECT_FIXUP_START", "start"),
+            needs("ARG_MPROTECT_FIXUP_END", "end"),
+            needs("ARG_MPROTECT_FIXUP_NEWFLAGS", "newflags"),
+        ],
+    ),
+    function("exit_mmap", "ARGS_EXIT_MMAP", &[needs("ARG_EXIT_MMAP_MM", "mm")]),
+    function(
+        "begin_new_exec",
+        "ARGS_BEGIN_NEW_EXEC",
+        &[needs("ARG_BEGIN_NEW_EXEC_BPRM", "bprm")],
+    ),
+    function(
+        "pagemap_read",
+        "ARGS_PAGEMAP_READ",
+        &[
+            needs("ARG_PAGEMAP_READ_FILE", "file"),
+            needs("ARG_PAGEMAP_READ_BUF", "buf"),
+            needs("ARG_PAGEMAP_READ_COUNT", "count"),
+            needs("ARG_PAGEMAP_READ_PPOS", "ppos"),
+        ],
+    ),
+];

@@ -1,0 +1,6 @@
+//! What the running kernel looks like: struct layouts, argument positions, symbols, options, and what this
+//! process may do to it. Everything here is pure over bytes and text that the caller has read.
+
+pub mod btf;
+pub mod kallsyms;
+pub mod layout;
