@@ -7,11 +7,20 @@
 //! Format: `Documentation/bpf/btf.rst` and `include/uapi/linux/btf.h` of the kernel. Any input is safe: bounds are
 //! checked, chains of types are followed a bounded number of steps.
 
+#[cfg(any(test, feature = "fixtures"))]
+mod build;
+#[cfg(any(test, feature = "fixtures"))]
+mod cut;
 mod raw;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 
 use thiserror::Error;
+
+#[cfg(any(test, feature = "fixtures"))]
+pub use cut::cut;
 
 use raw::{
     Header, Named, Sections, TYPE_BYTES, Wanted, c_string, enumerator_value, kind, read_header, u32_at,
@@ -259,6 +268,10 @@ impl<'a> Btf<'a> {
         let mut visited = 0;
         let mut names = members.split('.').peekable();
         while let Some(name) = names.next() {
+            if name.is_empty() {
+                // An empty name would match the anonymous members.
+                return Ok(None);
+            }
             let Some(found) = self.find_member(holder, name, &mut visited)? else {
                 return Ok(None);
             };

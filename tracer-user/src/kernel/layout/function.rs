@@ -10,7 +10,8 @@ use crate::kernel::kallsyms::Symbols;
 /// Bytes of one argument register, and of one argument slot on the stack.
 const SLOT_BYTES: u32 = 8;
 
-/// Whether a function can be probed, and where its arguments are. Displayed, it is the reason why not.
+/// Whether a function can be probed, and where its arguments are. Displayed, it is its parameter list or the
+/// reason why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FunctionLayout {
     /// It exists under its own name, with every required parameter.
@@ -138,13 +139,13 @@ impl FunctionLayout {
 impl fmt::Display for FunctionLayout {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Resolved { clones, .. } if clones.is_empty() => write!(formatter, "resolved"),
-            Self::Resolved { clones, .. } => {
-                write!(
-                    formatter,
-                    "resolved, but calls to its clones are not seen: {}",
-                    clones.join(", ")
-                )
+            Self::Resolved { parameters, clones } => {
+                let parameters: Vec<_> = parameters.iter().map(shown).collect();
+                write!(formatter, "({})", parameters.join(", "))?;
+                if !clones.is_empty() {
+                    write!(formatter, "; calls to {} are not seen", clones.join(", "))?;
+                }
+                Ok(())
             }
             Self::MissingSymbol => write!(formatter, "this kernel has no such function"),
             Self::MissingType => write!(formatter, "the kernel's BTF does not describe it"),
@@ -172,4 +173,9 @@ impl fmt::Display for FunctionLayout {
             Self::Unreadable { why } => write!(formatter, "{why}"),
         }
     }
+}
+
+fn shown(parameter: &Parameter) -> String {
+    let by_value = if parameter.by_value { " by value" } else { "" };
+    format!("{}{by_value}", parameter.name)
 }

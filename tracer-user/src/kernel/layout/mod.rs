@@ -6,6 +6,8 @@ mod function;
 mod overrides;
 mod table;
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
@@ -65,6 +67,9 @@ struct Global {
     name: &'static str,
     value: GlobalValue,
 }
+
+/// The width of a name column that holds every name of the tables.
+const NAME_COLUMN: usize = 40;
 
 /// Everything that the eBPF programs need to know about the running kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,12 +149,43 @@ impl Layout {
     }
 }
 
+/// A table for people: one line a global, one a function.
+impl fmt::Display for Layout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in self.globals() {
+            match *value {
+                GlobalValue::U32(ABSENT) => writeln!(formatter, "{name:NAME_COLUMN$} absent")?,
+                GlobalValue::U32(value) => writeln!(formatter, "{name:NAME_COLUMN$} {value}")?,
+                GlobalValue::U64(value) => writeln!(formatter, "{name:NAME_COLUMN$} {value:#x}")?,
+            }
+        }
+        for (name, function) in self.functions() {
+            writeln!(formatter, "{name:NAME_COLUMN$} {function}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every member path, struct and enumerator that the tables name.
+fn sources() -> impl Iterator<Item = &'static str> {
+    GLOBALS.iter().flat_map(|entry| entry.sources).copied()
+}
+
 /// Every name that has to be found while the BTF is gone over.
 pub(super) fn wanted_names() -> impl Iterator<Item = &'static str> {
-    let of_globals = GLOBALS.iter().flat_map(|entry| entry.sources);
     let of_globals =
-        of_globals.map(|source| source.split_once('.').map_or(*source, |(aggregate, _)| aggregate));
+        sources().map(|source| source.split_once('.').map_or(source, |(aggregate, _)| aggregate));
     of_globals.chain(Layout::wanted_functions())
+}
+
+/// Every struct and member path that is looked at.
+#[cfg(any(test, feature = "fixtures"))]
+pub(super) fn wanted_paths() -> impl Iterator<Item = &'static str> {
+    GLOBALS
+        .iter()
+        .filter(|entry| matches!(entry.kind, Kind::Member { .. } | Kind::StructSize))
+        .flat_map(|entry| entry.sources)
+        .copied()
 }
 
 fn resolve_entry(btf: &Btf<'_>, entry: &'static Entry) -> Result<GlobalValue, LayoutError> {
@@ -160,9 +196,18 @@ fn resolve_entry(btf: &Btf<'_>, entry: &'static Entry) -> Result<GlobalValue, La
         Kind::Bit => find_first(entry.sources, |name| find_bit(btf, name))?,
     };
     let what = entry.sources[0];
-    let value = match (found, entry.fallback) {
-        (Some(value), _) | (None, Fallback::Value(value)) => value,
-        (None, Fallback::Refuse) => {
+    let value = match (found, entry.fallback, entry.kind) {
+        (Some(value), ..) | (None, Fallback::Value(value), _) => value,
+        (None, Fallback::Refuse, Kind::Mask) => {
+            // A mask needs all its enumerators, so only those that are missing are of interest.
+            let is_missing = |name: &&str| btf.enumerator(name) == Ok(None);
+            let tried: Vec<_> = entry.sources.iter().copied().filter(is_missing).collect();
+            return Err(LayoutError::Missing {
+                what: tried.first().copied().unwrap_or(what),
+                tried,
+            });
+        }
+        (None, Fallback::Refuse, _) => {
             return Err(LayoutError::Missing {
                 what,
                 tried: entry.sources.to_vec(),

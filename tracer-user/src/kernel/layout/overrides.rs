@@ -89,3 +89,86 @@ impl Layout {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn layout() -> Layout {
+        let btf = include_bytes!("../../../tests/fixtures/kernels/6.12/vmlinux.btf");
+        Layout::resolve(btf, None).unwrap()
+    }
+
+    #[test]
+    fn values_of_both_widths_are_replaced() {
+        let mut layout = layout();
+        layout
+            .apply_overrides(" VMA_FLAGS = 40, ARG_DO_WP_PAGE_VMF=0x3,,VM_SOFTDIRTY_MASK=0x100000000")
+            .unwrap();
+        assert_eq!(layout.global("VMA_FLAGS"), Some(GlobalValue::U32(40)));
+        assert_eq!(layout.global("ARG_DO_WP_PAGE_VMF"), Some(GlobalValue::U32(3)));
+        assert_eq!(
+            layout.global("VM_SOFTDIRTY_MASK"),
+            Some(GlobalValue::U64(1 << 32))
+        );
+        assert_eq!(layout.global("VMA_MM"), Some(GlobalValue::U32(16)));
+    }
+
+    #[test]
+    fn each_mistake_is_named_and_changes_nothing() {
+        let untouched = layout();
+        for (list, complaint) in [
+            ("VMA_MM=8,VMA_FLAGS", "`VMA_FLAGS` is not NAME=VALUE"),
+            ("VMA_MM=8,VMA_FLAG=40", "`VMA_FLAG`: there is no such value"),
+            (
+                "VMA_MM=8,VMA_FLAGS=forty",
+                "of VMA_FLAGS: `forty` is not a number",
+            ),
+            ("VMA_MM=8,VMA_FLAGS=", "of VMA_FLAGS: `` is not a number"),
+            ("VMA_MM=8,VMA_FLAGS=0x", "of VMA_FLAGS: `0x` is not a number"),
+            ("VMA_MM=8,VMA_FLAGS=+1", "of VMA_FLAGS: `+1` is not a number"),
+            (
+                "VMA_MM=8,VMA_FLAGS=4294967296",
+                "of VMA_FLAGS: 4294967296 exceeds 0xffffffff",
+            ),
+            (
+                "VM_READ_MASK=0x10000000000000000",
+                "of VM_READ_MASK: 0x10000000000000000 exceeds",
+            ),
+        ] {
+            let mut layout = layout();
+            let error = layout.apply_overrides(list).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{list}: {error}");
+            assert_eq!(layout, untouched, "{list}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_that_fits_is_taken_in_both_notations(value in any::<u32>(), wide in any::<u64>(), hex in any::<bool>()) {
+            let mut layout = layout();
+            let text = if hex {
+                format!("VMA_FLAGS={value:#x},VM_READ_MASK={wide:#x}")
+            } else {
+                format!("VMA_FLAGS={value},VM_READ_MASK={wide}")
+            };
+            layout.apply_overrides(&text).unwrap();
+            prop_assert_eq!(layout.global("VMA_FLAGS"), Some(GlobalValue::U32(value)));
+            prop_assert_eq!(layout.global("VM_READ_MASK"), Some(GlobalValue::U64(wide)));
+        }
+
+        #[test]
+        fn any_text_is_answered(text in ".{0,60}", name in "VMA_FLAGS|VM_READ_MASK|X") {
+            let mut layout = layout();
+            let before = layout.clone();
+            for list in [text.clone(), format!("{name}={text}")] {
+                if layout.apply_overrides(&list).is_err() {
+                    prop_assert_eq!(&layout, &before);
+                }
+                layout = before.clone();
+            }
+        }
+    }
+}
