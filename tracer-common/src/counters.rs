@@ -98,8 +98,8 @@ pub enum Stage {
     OrphanReturn = 15,
     /// Clears that ended with an error or that met no address space any more.
     ClearFailed = 16,
-    /// An mprotect merged with the VMA above, whose `VM_SOFTDIRTY` could not be read.
-    NeighbourUnknown = 17,
+    /// After an mprotect the VMA had other flags than `mprotect_fixup` was asked for.
+    MprotectFlagsDiffer = 17,
 }
 
 impl Stage {
@@ -122,7 +122,7 @@ impl Stage {
         Self::Unlinked,
         Self::OrphanReturn,
         Self::ClearFailed,
-        Self::NeighbourUnknown,
+        Self::MprotectFlagsDiffer,
     ];
 
     /// The label value in metrics and in JSON.
@@ -146,7 +146,7 @@ impl Stage {
             Self::Unlinked => "unlinked",
             Self::OrphanReturn => "orphan_return",
             Self::ClearFailed => "clear_failed",
-            Self::NeighbourUnknown => "neighbour_unknown",
+            Self::MprotectFlagsDiffer => "mprotect_flags_differ",
         }
     }
 }

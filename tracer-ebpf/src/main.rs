@@ -1,6 +1,289 @@
-//! The probes of sdtrace.
+//! The probes of sdtrace: filter first, aggregate in maps, ring buffer for rare records only.
+//!
+//! Every probed function has two pairs of entry points, fentry with fexit and kprobe with kretprobe; both are
+//! thin wrappers over one body. The daemon attaches one pair of each, see `probes` there.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(
+    clippy::inline_always,
+    reason = "kernels before 5.16 limit BPF calls between functions; one body per program"
+)]
+#![allow(
+    clippy::wildcard_imports,
+    reason = "the layout is one table of constants, used all over"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "BPF is 64 bit; what is narrowed here is narrow in the kernel"
+)]
+#![allow(
+    clippy::cast_possible_wrap,
+    reason = "return values of the kernel are signed, registers are not"
+)]
+
+mod clears;
+mod faults;
+mod identity;
+mod layout;
+mod lifetimes;
+mod maps;
+mod memory;
+mod mprotects;
+mod rows;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{
+    BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+};
+
+use crate::faults::Level;
+use crate::layout::*;
+use crate::memory::{Arguments, Direct, Probed};
+
+// clear_refs_write(file, buf, count, ppos)
+
+#[fentry]
+fn clear_refs_write_fentry(context: FEntryContext) -> u32 {
+    clear_entry(&Arguments::<8>::of_trampoline(
+        context.as_ptr(),
+        ARGS_CLEAR_REFS_WRITE.load(),
+    ))
+}
+
+#[kprobe]
+fn clear_refs_write_kprobe(context: ProbeContext) -> u32 {
+    clear_entry(&Arguments::<8>::of_registers(
+        context.regs,
+        ARGS_CLEAR_REFS_WRITE.load(),
+    ))
+}
+
+#[inline(always)]
+fn clear_entry(arguments: &Arguments<8>) -> u32 {
+    clears::entry(
+        arguments.at(ARG_CLEAR_REFS_WRITE_FILE.load()),
+        arguments.at(ARG_CLEAR_REFS_WRITE_BUF.load()),
+    );
+    0
+}
+
+#[fexit]
+fn clear_refs_write_fexit(context: FExitContext) -> u32 {
+    let count = ARGS_CLEAR_REFS_WRITE.load();
+    clears::returned(Arguments::<8>::of_trampoline(context.as_ptr(), count + 1).at(count) as i64);
+    0
+}
+
+#[kretprobe]
+fn clear_refs_write_kretprobe(context: RetProbeContext) -> u32 {
+    clears::returned(context.ret::<i64>());
+    0
+}
+
+// clear_refs_test_walk(start, end, walk)
+
+#[fentry]
+fn clear_refs_test_walk_fentry(context: FEntryContext) -> u32 {
+    let arguments = Arguments::<8>::of_trampoline(context.as_ptr(), ARGS_CLEAR_REFS_TEST_WALK.load());
+    clears::reached_vma(arguments.at(ARG_CLEAR_REFS_TEST_WALK_WALK.load()));
+    0
+}
+
+#[kprobe]
+fn clear_refs_test_walk_kprobe(context: ProbeContext) -> u32 {
+    let arguments = Arguments::<8>::of_registers(context.regs, ARGS_CLEAR_REFS_TEST_WALK.load());
+    clears::reached_vma(arguments.at(ARG_CLEAR_REFS_TEST_WALK_WALK.load()));
+    0
+}
+
+// do_wp_page(vmf)
+
+#[fentry]
+fn do_wp_page_fentry(context: FEntryContext) -> u32 {
+    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_DO_WP_PAGE.load());
+    faults::entry::<Direct>(arguments.at(ARG_DO_WP_PAGE_VMF.load()), Level::Pte, None, true);
+    0
+}
+
+#[fexit]
+fn do_wp_page_fexit(context: FExitContext) -> u32 {
+    let count = ARGS_DO_WP_PAGE.load();
+    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), count + 1);
+    faults::returned(arguments.at(count) as u32, Level::Pte);
+    0
+}
+
+#[kprobe]
+fn do_wp_page_kprobe(context: ProbeContext) -> u32 {
+    let arguments = Arguments::<2>::of_registers(context.regs, ARGS_DO_WP_PAGE.load());
+    let vmf = arguments.at(ARG_DO_WP_PAGE_VMF.load());
+    faults::entry::<Probed>(vmf, Level::Pte, None, FAULT_RETURN.load() != 0);
+    0
+}
+
+#[kretprobe]
+fn do_wp_page_kretprobe(context: RetProbeContext) -> u32 {
+    faults::returned(context.ret::<u32>(), Level::Pte);
+    0
+}
+
+// do_huge_pmd_wp_page(vmf), up to 5.14 do_huge_pmd_wp_page(vmf, orig_pmd)
+
+#[fentry]
+fn do_huge_pmd_wp_page_fentry(context: FEntryContext) -> u32 {
+    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_DO_HUGE_PMD_WP_PAGE.load());
+    let vmf = arguments.at(ARG_DO_HUGE_PMD_WP_PAGE_VMF.load());
+    faults::entry::<Direct>(vmf, Level::Pmd, orig_pmd(&arguments), true);
+    0
+}
+
+#[fexit]
+fn do_huge_pmd_wp_page_fexit(context: FExitContext) -> u32 {
+    let count = ARGS_DO_HUGE_PMD_WP_PAGE.load();
+    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), count + 1);
+    faults::returned(arguments.at(count) as u32, Level::Pmd);
+    0
+}
+
+#[kprobe]
+fn do_huge_pmd_wp_page_kprobe(context: ProbeContext) -> u32 {
+    let arguments = Arguments::<2>::of_registers(context.regs, ARGS_DO_HUGE_PMD_WP_PAGE.load());
+    let vmf = arguments.at(ARG_DO_HUGE_PMD_WP_PAGE_VMF.load());
+    faults::entry::<Probed>(vmf, Level::Pmd, orig_pmd(&arguments), true);
+    0
+}
+
+#[kretprobe]
+fn do_huge_pmd_wp_page_kretprobe(context: RetProbeContext) -> u32 {
+    faults::returned(context.ret::<u32>(), Level::Pmd);
+    0
+}
+
+#[inline(always)]
+fn orig_pmd(arguments: &Arguments<2>) -> Option<u64> {
+    let position = ARG_DO_HUGE_PMD_WP_PAGE_ORIG_PMD.load();
+    if position == ABSENT {
+        None
+    } else {
+        Some(arguments.at(position))
+    }
+}
+
+// mprotect_fixup(…, vma, pprev, start, end, newflags)
+
+#[fentry]
+fn mprotect_fixup_fentry(context: FEntryContext) -> u32 {
+    mprotect_entry(&Arguments::<8>::of_trampoline(
+        context.as_ptr(),
+        ARGS_MPROTECT_FIXUP.load(),
+    ))
+}
+
+#[kprobe]
+fn mprotect_fixup_kprobe(context: ProbeContext) -> u32 {
+    mprotect_entry(&Arguments::<8>::of_registers(
+        context.regs,
+        ARGS_MPROTECT_FIXUP.load(),
+    ))
+}
+
+#[inline(always)]
+fn mprotect_entry(arguments: &Arguments<8>) -> u32 {
+    mprotects::entry(
+        arguments.at(ARG_MPROTECT_FIXUP_VMA.load()),
+        arguments.at(ARG_MPROTECT_FIXUP_PPREV.load()),
+        arguments.at(ARG_MPROTECT_FIXUP_START.load()),
+        arguments.at(ARG_MPROTECT_FIXUP_END.load()),
+        arguments.at(ARG_MPROTECT_FIXUP_NEWFLAGS.load()),
+    );
+    0
+}
+
+#[fexit]
+fn mprotect_fixup_fexit(context: FExitContext) -> u32 {
+    let count = ARGS_MPROTECT_FIXUP.load();
+    mprotects::returned(Arguments::<8>::of_trampoline(context.as_ptr(), count + 1).at(count) as i32);
+    0
+}
+
+#[kretprobe]
+fn mprotect_fixup_kretprobe(context: RetProbeContext) -> u32 {
+    mprotects::returned(context.ret::<i32>());
+    0
+}
+
+// begin_new_exec(bprm)
+
+#[fentry]
+fn begin_new_exec_fentry(_context: FEntryContext) -> u32 {
+    lifetimes::execs();
+    0
+}
+
+#[kprobe]
+fn begin_new_exec_kprobe(_context: ProbeContext) -> u32 {
+    lifetimes::execs();
+    0
+}
+
+// exit_mmap(mm)
+
+#[fentry]
+fn exit_mmap_fentry(context: FEntryContext) -> u32 {
+    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_EXIT_MMAP.load());
+    lifetimes::exits(arguments.at(ARG_EXIT_MMAP_MM.load()));
+    0
+}
+
+#[kprobe]
+fn exit_mmap_kprobe(context: ProbeContext) -> u32 {
+    let arguments = Arguments::<2>::of_registers(context.regs, ARGS_EXIT_MMAP.load());
+    lifetimes::exits(arguments.at(ARG_EXIT_MMAP_MM.load()));
+    0
+}
+
+// pagemap_read(file, buf, count, ppos)
+
+#[fentry]
+fn pagemap_read_fentry(context: FEntryContext) -> u32 {
+    pagemap_entry(&Arguments::<8>::of_trampoline(
+        context.as_ptr(),
+        ARGS_PAGEMAP_READ.load(),
+    ))
+}
+
+#[kprobe]
+fn pagemap_read_kprobe(context: ProbeContext) -> u32 {
+    pagemap_entry(&Arguments::<8>::of_registers(
+        context.regs,
+        ARGS_PAGEMAP_READ.load(),
+    ))
+}
+
+#[inline(always)]
+fn pagemap_entry(arguments: &Arguments<8>) -> u32 {
+    lifetimes::handshake(
+        arguments.at(ARG_PAGEMAP_READ_FILE.load()),
+        arguments.at(ARG_PAGEMAP_READ_BUF.load()),
+    );
+    0
+}
+
+// tracepoint sched_process_fork(parent, child)
+
+#[btf_tracepoint(function = "sched_process_fork")]
+fn sched_process_fork_btf(context: BtfTracePointContext) -> u32 {
+    lifetimes::forked(context.arg(0), context.arg(1));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+fn sched_process_fork_raw(context: RawTracePointContext) -> u32 {
+    lifetimes::forked(context.arg(0), context.arg(1));
+    0
+}
 
 #[cfg(not(test))]
 #[panic_handler]
@@ -8,6 +291,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// GPL helpers want a GPL-compatible licence; see `LICENSE-GPL-2.0`.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

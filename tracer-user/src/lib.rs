@@ -1,3 +1,4 @@
 //! sdtrace, the user side.
 
 pub mod kernel;
+pub mod probes;

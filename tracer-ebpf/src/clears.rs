@@ -1,0 +1,209 @@
+//! Clears: from the entry of `clear_refs_write` over each VMA it walks to its return.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
+use tracer_common::counters::Stage;
+use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP};
+use tracer_common::records::{
+    CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
+    TaskIdentity, VERSION,
+};
+use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
+
+use crate::identity::{current, identify, passes, task_of_proc_file};
+use crate::layout::*;
+use crate::maps::{CLEARS, TRACKED, send, stage, track};
+use crate::memory::{Memory, Probed};
+use crate::rows;
+
+/// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
+const SOFT_DIRTY: u32 = 4;
+
+/// A clear between its entry and its return.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct ClearUnderWay {
+    entry_ns: u64,
+    first_walk_ns: u64,
+    file: u64,
+    /// The user's buffer.
+    buffer: u64,
+    mm: u64,
+    birth: u64,
+    armed_bytes: u64,
+    epoch: u32,
+    vmas: u32,
+    status: u32,
+    origin: u32,
+}
+
+/// The entry of `clear_refs_write(file, buf, …)`.
+#[inline(always)]
+pub fn entry(file: u64, buffer: u64) {
+    stage(Stage::ClearEntry);
+    let clear = ClearUnderWay {
+        // SAFETY: the helper has no preconditions.
+        entry_ns: unsafe { bpf_ktime_get_ns() },
+        file,
+        buffer,
+        status: CLEAR_REACHED_NOTHING,
+        ..ClearUnderWay::default()
+    };
+    if CLEARS.insert(bpf_get_current_pid_tgid(), clear, 0).is_err() {
+        stage(Stage::ClearsFull);
+    }
+}
+
+/// `clear_refs_test_walk(start, end, walk)`: the clear has reached a VMA. Its lock and the mm's are held, so
+/// this moment is the boundary between the epochs of that VMA.
+#[inline(always)]
+pub fn reached_vma(walk: u64) {
+    let Some(clear) = CLEARS.get_ptr_mut(bpf_get_current_pid_tgid()) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `clear` is a map value; only this thread uses it.
+    let clear = unsafe { &mut *clear };
+    // `walk->private` points to a `struct clear_refs_private`, whose first member is the type.
+    if Probed::u32(Probed::u64(walk, MM_WALK_PRIVATE.load()), 0) != SOFT_DIRTY {
+        return;
+    }
+    let vma = Probed::u64(walk, MM_WALK_VMA.load());
+    let end = Probed::u64(vma, VMA_END.load());
+    if clear.first_walk_ns == 0 {
+        // SAFETY: the helper has no preconditions.
+        clear.first_walk_ns = unsafe { bpf_ktime_get_ns() };
+        clear.mm = Probed::u64(walk, MM_WALK_MM.load());
+        open_epoch(clear, end);
+    }
+    clear.vmas += 1;
+    if clear.status != CLEAR_TRACKED {
+        return;
+    }
+    if let Some(tracked) = TRACKED.get_ptr_mut(clear.mm) {
+        // SAFETY: the verifier proves that `tracked` is a map value.
+        unsafe { (*tracked).boundary = Boundary::at(end, clear.epoch) };
+    }
+    let key = rows::key_of::<Probed>(clear.birth, vma);
+    if key.flags & (VM_PFNMAP | VM_HUGETLB) == 0 {
+        clear.armed_bytes += end - key.start;
+    }
+    if let Some(row) = rows::get(rows::find_or_create(&key, vma)) {
+        // SAFETY: the verifier proves that `row` is a map value.
+        unsafe {
+            (*row).armed_epoch = clear.epoch;
+            (*row).end = end;
+        }
+    }
+}
+
+#[inline(always)]
+fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
+    if let Some(tracked) = TRACKED.get_ptr_mut(clear.mm) {
+        // SAFETY: the verifier proves that `tracked` is a map value; mmap_lock is held for writing, so no
+        // other clear of this address space runs.
+        let tracked = unsafe { &mut *tracked };
+        clear.birth = tracked.birth;
+        clear.origin = tracked.origin;
+        clear.epoch = tracked.epoch + 1;
+        tracked.boundary = Boundary::at(first_end, clear.epoch);
+        tracked.epoch = clear.epoch;
+        clear.status = CLEAR_TRACKED;
+        return;
+    }
+    if !passes(task_of_proc_file(clear.file)) {
+        clear.status = CLEAR_FILTERED;
+        return;
+    }
+    // SAFETY: the helper has no preconditions.
+    clear.birth = birth_id(clear.first_walk_ns, unsafe { bpf_get_smp_processor_id() });
+    clear.origin = ORIGIN_CLEAR;
+    clear.epoch = 1;
+    let tracked = Tracked {
+        birth: clear.birth,
+        boundary: Boundary::at(first_end, 1),
+        epoch: 1,
+        origin: ORIGIN_CLEAR,
+    };
+    clear.status = if track(clear.mm, &tracked) {
+        CLEAR_TRACKED
+    } else {
+        CLEAR_UNTRACKED
+    };
+}
+
+/// The return of `clear_refs_write`.
+#[inline(always)]
+pub fn returned(result: i64) {
+    let thread = bpf_get_current_pid_tgid();
+    let Some(found) = CLEARS.get_ptr(thread) else {
+        stage(Stage::OrphanReturn);
+        return;
+    };
+    stage(Stage::ClearReturn);
+    // SAFETY: the verifier proves that `found` is a map value.
+    let clear = unsafe { *found };
+    let _ = CLEARS.remove(thread);
+    if clear.status == CLEAR_TRACKED
+        && let Some(tracked) = TRACKED.get_ptr_mut(clear.mm)
+    {
+        // SAFETY: the verifier proves that `tracked` is a map value.
+        unsafe { (*tracked).boundary = Boundary::complete(clear.epoch) };
+    }
+    if clear.first_walk_ns == 0 && !asked_for_soft_dirty(clear.buffer) {
+        return;
+    }
+    if clear.first_walk_ns == 0 {
+        stage(Stage::ClearFailed);
+    }
+    let mut record = ClearRecord {
+        header: Header {
+            kind: Kind::Clear as u16,
+            version: VERSION,
+            size: size_of::<ClearRecord>() as u32,
+            // SAFETY: the helper has no preconditions.
+            time_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        birth: if clear.status == CLEAR_TRACKED {
+            clear.birth
+        } else {
+            0
+        },
+        result,
+        entry_ns: clear.entry_ns,
+        first_walk_ns: clear.first_walk_ns,
+        armed_bytes: clear.armed_bytes,
+        epoch: clear.epoch,
+        vmas: clear.vmas,
+        status: clear.status,
+        origin: clear.origin,
+        tracker: TaskIdentity::default(),
+        target: TaskIdentity::default(),
+    };
+    identify(current(), &mut record.tracker);
+    identify(task_of_proc_file(clear.file), &mut record.target);
+    send(&record);
+}
+
+/// Whether the user wrote a 4, with white space around it perhaps. Only asked when no VMA was reached.
+#[inline(always)]
+fn asked_for_soft_dirty(buffer: u64) -> bool {
+    for index in 0..4 {
+        let mut byte = 0u8;
+        // SAFETY: the helper checks the address and writes one byte.
+        let error = unsafe {
+            bpf_probe_read_user(
+                core::ptr::from_mut(&mut byte).cast(),
+                1,
+                (buffer + index) as *const _,
+            )
+        };
+        if error != 0 {
+            return false;
+        }
+        if !matches!(byte, b' ' | b'\t' | b'\n') {
+            return byte == b'4';
+        }
+    }
+    false
+}

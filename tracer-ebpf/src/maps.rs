@@ -1,0 +1,143 @@
+//! The maps, and counting in them.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, RingBuf, Stack};
+use tracer_common::counters::{Counter, STRIP, Stage};
+use tracer_common::settings::{Own, Settings};
+use tracer_common::table::{VmaKey, VmaRow};
+use tracer_common::tracked::Tracked;
+
+use crate::clears::ClearUnderWay;
+use crate::faults::TaskSlot;
+use crate::mprotects::MprotectUnderWay;
+
+/// Tracked address spaces by the address of their `mm_struct`. The loader sets the number of entries.
+#[map]
+pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(1, 0);
+
+/// Number of entries in [`TRACKED`]: while it is 0 a fault costs one load.
+#[unsafe(no_mangle)]
+pub static TRACKED_COUNT: Shared = Shared(UnsafeCell::new(0));
+
+/// A global variable that every program reads and adds to.
+#[repr(transparent)]
+pub struct Shared(UnsafeCell<u64>);
+
+// SAFETY: it is only read by volatile loads and changed by atomic additions.
+unsafe impl Sync for Shared {}
+
+/// Finds the number of a row by its key.
+#[map]
+pub static ROW_INDEX: HashMap<VmaKey, u32> = HashMap::with_max_entries(1, 0);
+
+/// The rows. The daemon maps them into its memory.
+#[map]
+pub static ROWS: Array<VmaRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Numbers of the free rows; the daemon fills it. A stack, because before 5.12 a program cannot fetch and add.
+#[map]
+pub static FREE_ROWS: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// One strip of cells for each CPU. The daemon maps them into its memory.
+#[map]
+pub static COUNTERS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rare records on their way to the daemon.
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Clears under way, by thread.
+#[map]
+pub static CLEARS: HashMap<u64, ClearUnderWay> = HashMap::with_max_entries(1024, 0);
+
+/// Mprotect calls under way in tracked address spaces, by thread.
+#[map]
+pub static MPROTECTS: HashMap<u64, MprotectUnderWay> = HashMap::with_max_entries(4096, 0);
+
+/// Number of [`TASK_SLOTS`], a power of two.
+pub const TASK_SLOT_COUNT: u32 = 4096;
+
+/// The fault that a thread is in, or was in last; direct mapped by thread id. Two threads of tracked address
+/// spaces that fault at the same time and share a slot are counted as [`Stage::SlotTaken`].
+#[map]
+pub static TASK_SLOTS: Array<TaskSlot> = Array::with_max_entries(TASK_SLOT_COUNT, 0);
+
+/// What the daemon wants.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Who the daemon is.
+#[map]
+pub static OWN: Array<Own> = Array::with_max_entries(1, 0);
+
+/// Adds to one cell that other programs may add to at the same time.
+///
+/// Written as the instruction itself: `core` has no atomic addition for this target, and the form that returns
+/// the old value (`BPF_FETCH`) came with 5.12 only.
+#[inline(always)]
+pub fn add(cell: *mut u64, amount: u64) {
+    // SAFETY: `cell` points into a map value, which the verifier proves, and is aligned.
+    unsafe { asm!("lock *(u64 *)({cell} + 0) += {amount}", cell = in(reg) cell, amount = in(reg) amount) }
+}
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+pub fn count_by(counter_cell: u32, amount: u64) {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(cell) = COUNTERS.get_ptr_mut(cpu * STRIP + counter_cell) {
+        add(cell, amount);
+    }
+}
+
+/// Counts one event.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    count_by(counter.cell(), 1);
+}
+
+/// Counts one event of a stage.
+#[inline(always)]
+pub fn stage(stage: Stage) {
+    count(Counter::Stage(stage));
+}
+
+/// Whether any address space is tracked.
+#[inline(always)]
+pub fn anything_tracked() -> bool {
+    // SAFETY: a plain load of a word that is only changed by atomic additions.
+    unsafe { core::ptr::read_volatile(TRACKED_COUNT.0.get()) != 0 }
+}
+
+/// Starts to track an address space. Returns false if the map is full or if it is tracked already.
+#[inline(always)]
+pub fn track(mm: u64, tracked: &Tracked) -> bool {
+    const BPF_NOEXIST: u64 = 1;
+    if TRACKED.insert(mm, tracked, BPF_NOEXIST).is_err() {
+        stage(Stage::TrackedFull);
+        return false;
+    }
+    add(TRACKED_COUNT.0.get(), 1);
+    true
+}
+
+/// Stops tracking an address space.
+#[inline(always)]
+pub fn untrack(mm: u64) {
+    if TRACKED.remove(mm).is_ok() {
+        add(TRACKED_COUNT.0.get(), 1u64.wrapping_neg());
+    }
+}
+
+/// Sends a record, or counts that there was no room.
+#[inline(always)]
+pub fn send<T: Copy + 'static>(record: &T) {
+    if RECORDS.output::<T>(record, 0).is_err() {
+        stage(Stage::RingFull);
+    }
+}

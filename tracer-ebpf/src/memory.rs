@@ -1,0 +1,122 @@
+//! Reading the kernel's structures and the arguments of its functions.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+
+/// A way to read kernel memory: fentry programs may load from the pointers that BTF gave them, all others ask
+/// a helper.
+pub trait Memory {
+    /// Reads eight bytes at `base + offset`; 0 where nothing can be read.
+    fn u64(base: u64, offset: u32) -> u64;
+    /// Reads four bytes at `base + offset`; 0 where nothing can be read.
+    fn u32(base: u64, offset: u32) -> u32;
+}
+
+/// Loads from pointers that the verifier knows the type of. A fault reads as 0 (the JIT's exception table).
+pub struct Direct;
+
+impl Memory for Direct {
+    #[inline(always)]
+    fn u64(base: u64, offset: u32) -> u64 {
+        // SAFETY: the verifier proves that `base` points to a kernel structure with a member there.
+        unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const u64) }
+    }
+
+    #[inline(always)]
+    fn u32(base: u64, offset: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const u32) }
+    }
+}
+
+/// Reads through `bpf_probe_read_kernel`, which checks the address.
+pub struct Probed;
+
+impl Probed {
+    /// Reads a whole value; `None` where it cannot be read.
+    #[inline(always)]
+    pub fn read<T: Copy>(base: u64, offset: u32, value: &mut T) -> bool {
+        // SAFETY: the helper writes `size_of::<T>()` bytes to `value` or zeroes them, for any address.
+        let error = unsafe {
+            bpf_probe_read_kernel(
+                core::ptr::from_mut(value).cast::<c_void>(),
+                size_of::<T>() as u32,
+                (base + u64::from(offset)) as *const c_void,
+            )
+        };
+        error == 0
+    }
+}
+
+impl Memory for Probed {
+    #[inline(always)]
+    fn u64(base: u64, offset: u32) -> u64 {
+        let mut value = 0;
+        Self::read(base, offset, &mut value);
+        value
+    }
+
+    #[inline(always)]
+    fn u32(base: u64, offset: u32) -> u32 {
+        let mut value = 0;
+        Self::read(base, offset, &mut value);
+        value
+    }
+}
+
+/// Room for the arguments of a probed function and its return value. A power of two, so that a position can be
+/// masked: the verifier then sees an access within the array.
+pub struct Arguments<const ROOM: usize>([u64; ROOM]);
+
+impl<const ROOM: usize> Arguments<ROOM> {
+    /// The argument at a position that came from BTF.
+    #[inline(always)]
+    pub fn at(&self, position: u32) -> u64 {
+        self.0[position as usize & (ROOM - 1)]
+    }
+
+    /// Takes `count` values from the context of a fentry program: the arguments in order. A fexit program
+    /// finds the return value behind them (`bpf_get_func_ret` came with 5.17 only).
+    #[inline(always)]
+    pub fn of_trampoline(context: *mut c_void, count: u32) -> Self {
+        let context = context.cast::<u64>().cast_const();
+        let mut values = [0; ROOM];
+        // One load for each position, at a constant offset: the verifier wants constants, and loads beyond the
+        // prototype lie in branches that it never takes.
+        macro_rules! take {
+            ($($index:literal)*) => {$(
+                if $index < ROOM && count > $index {
+                    // SAFETY: the verifier checks the access against the prototype.
+                    values[$index & (ROOM - 1)] = unsafe { core::ptr::read_volatile(context.add($index)) };
+                }
+            )*};
+        }
+        take!(0 1 2 3 4 5 6 7);
+        Self(values)
+    }
+
+    /// Takes `count` arguments from the registers at the entry of a function, and those beyond the sixth from
+    /// its stack, where they lie above the return address (System V calling convention of x86-64).
+    #[inline(always)]
+    pub fn of_registers(registers: *mut pt_regs, count: u32) -> Self {
+        let mut values = [0; ROOM];
+        macro_rules! take {
+            ($($index:literal $register:ident)*) => {$(
+                if $index < ROOM && count > $index {
+                    // SAFETY: the context of a kprobe program is a `pt_regs`.
+                    values[$index & (ROOM - 1)] =
+                        unsafe { core::ptr::read_volatile(&raw const (*registers).$register) };
+                }
+            )*};
+        }
+        take!(0 rdi 1 rsi 2 rdx 3 rcx 4 r8 5 r9);
+        if ROOM > 6 && count > 6 {
+            // SAFETY: as above.
+            let stack = unsafe { core::ptr::read_volatile(&raw const (*registers).rsp) };
+            values[6 & (ROOM - 1)] = Probed::u64(stack, 8);
+        }
+        Self(values)
+    }
+}

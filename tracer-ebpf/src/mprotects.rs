@@ -1,0 +1,152 @@
+//! `mprotect_fixup`: what it changes on armed VMAs.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use tracer_common::classify::{MprotectChange, VmaState, mprotect_changes};
+use tracer_common::counters::{Counter, Stage};
+use tracer_common::flags::{VM_SOFTDIRTY, is_armed};
+use tracer_common::table::VmaKey;
+
+use crate::layout::*;
+use crate::maps::{MPROTECTS, ROW_INDEX, TRACKED, anything_tracked, count, stage};
+use crate::memory::{Memory, Probed};
+use crate::rows;
+
+/// A call between its entry and its return.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MprotectUnderWay {
+    birth: u64,
+    /// Where the kernel leaves the resulting VMA.
+    pprev: u64,
+    start: u64,
+    end: u64,
+    before: VmaState,
+    newflags: u64,
+    fresh_below: u16,
+    fresh_above: u16,
+    epoch: u32,
+}
+
+#[inline(always)]
+fn state_of(vma: u64) -> VmaState {
+    VmaState {
+        start: Probed::u64(vma, VMA_START.load()),
+        end: Probed::u64(vma, VMA_END.load()),
+        flags: Probed::u64(vma, VMA_FLAGS.load()),
+    }
+}
+
+/// The entry of `mprotect_fixup(…, vma, pprev, start, end, newflags)`; mmap_lock is held for writing.
+#[inline(always)]
+pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
+    if !anything_tracked() {
+        return;
+    }
+    let mm = Probed::u64(vma, VMA_MM.load());
+    let Some(tracked) = TRACKED.get_ptr(mm) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe { ((*tracked).birth, (*tracked).epoch) };
+    stage(Stage::MprotectEntry);
+    let before = state_of(vma);
+
+    // `*pprev` is the VMA below the range, or `vma` itself when the range begins inside it.
+    let below = state_of(Probed::u64(pprev, 0));
+    let fresh_below = below.end == start && below.start < start && !is_armed(below.flags);
+    let mut fresh_above = false;
+    if VMA_NEXT.load() != ABSENT {
+        let next = state_of(Probed::u64(vma, VMA_NEXT.load()));
+        fresh_above = next.start == end && !is_armed(next.flags);
+    }
+    let call = MprotectUnderWay {
+        birth,
+        pprev,
+        start,
+        end,
+        before,
+        newflags,
+        fresh_below: u16::from(fresh_below),
+        fresh_above: u16::from(fresh_above),
+        epoch,
+    };
+    if MPROTECTS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
+        stage(Stage::MprotectsFull);
+    }
+}
+
+/// Whether the VMA above, which was merged into `after`, still carried `VM_SOFTDIRTY` before. Kernels before 6.1
+/// link the VMAs, and the entry has looked. Later ones keep them in a maple tree; there the table of rows
+/// answers: VMAs merge only if their flags are equal but for `VM_SOFTDIRTY`, so the armed state that the VMA
+/// above had is known, and if no clear or mprotect of this epoch met it, the VMA was fresh.
+#[inline(always)]
+fn was_fresh_above(call: &MprotectUnderWay, after: &VmaKey) -> bool {
+    if VMA_NEXT.load() != ABSENT {
+        return call.fresh_above != 0;
+    }
+    let armed = VmaKey {
+        start: call.end,
+        flags: after.flags & !VM_SOFTDIRTY,
+        ..*after
+    };
+    let Some(number) = ROW_INDEX.get_ptr(armed) else {
+        return true;
+    };
+    // SAFETY: the verifier proves that `number` is a map value.
+    let Some(row) = rows::get(unsafe { *number }) else {
+        return true;
+    };
+    // SAFETY: the verifier proves that `row` is a map value.
+    let (met, made) = unsafe { ((*row).armed_epoch, (*row).mprotect_epoch) };
+    met != call.epoch && made != call.epoch
+}
+
+/// The return of `mprotect_fixup`.
+#[inline(always)]
+pub fn returned(result: i32) {
+    if !anything_tracked() {
+        return;
+    }
+    let thread = bpf_get_current_pid_tgid();
+    let Some(found) = MPROTECTS.get_ptr(thread) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `found` is a map value.
+    let call = unsafe { *found };
+    let _ = MPROTECTS.remove(thread);
+    stage(Stage::MprotectReturn);
+    if result != 0 {
+        return;
+    }
+    // On success the kernel leaves the VMA that covers the range in `*pprev`.
+    let vma = Probed::u64(call.pprev, 0);
+    let after = state_of(vma);
+    if after.flags != call.newflags {
+        // The kernel gave the VMA other flags than we think it was asked for: an argument is misread, or a
+        // security module changed them. The self-test refuses to start on it.
+        stage(Stage::MprotectFlagsDiffer);
+    }
+    if !is_armed(call.before.flags) && !is_armed(after.flags) {
+        return;
+    }
+    let key = rows::key_of::<Probed>(call.birth, vma);
+    let fresh = (call.fresh_below != 0, was_fresh_above(&call, &key));
+    let changes = mprotect_changes(call.before, after, (call.start, call.end), fresh);
+    for change in MprotectChange::ALL {
+        if changes & change.bit() != 0 {
+            count(Counter::Mprotect(change));
+        }
+    }
+    if !is_armed(after.flags) {
+        return;
+    }
+    if let Some(row) = rows::get(rows::find_or_create(&key, vma)) {
+        // SAFETY: the verifier proves that `row` is a map value; mmap_lock is held for writing.
+        unsafe {
+            (*row).end = after.end;
+            (*row).mprotect_epoch = call.epoch;
+            (*row).mprotect_changes |= changes;
+            (*row).mprotects += 1;
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Finding and creating the row of a VMA state.
+
+use tracer_common::classify::VmaKind;
+use tracer_common::counters::Stage;
+use tracer_common::flags::{SB_KERNMOUNT, TMPFS_MAGIC};
+use tracer_common::table::{VmaKey, VmaRow};
+
+use crate::layout::*;
+use crate::maps::{FREE_ROWS, ROW_INDEX, ROWS, stage};
+use crate::memory::{Memory, Probed};
+
+/// No row.
+pub const NONE: u32 = u32::MAX;
+
+/// Reads what identifies the present state of `vma` in the address space `birth`.
+#[inline(always)]
+pub fn key_of<M: Memory>(birth: u64, vma: u64) -> VmaKey {
+    VmaKey {
+        birth,
+        start: M::u64(vma, VMA_START.load()),
+        flags: M::u64(vma, VMA_FLAGS.load()),
+        page_prot: M::u64(vma, VMA_PAGE_PROT.load()),
+    }
+}
+
+/// The number of the row for `key`, made from `vma` if there is none yet; [`NONE`] if the table is full.
+#[inline(always)]
+pub fn find_or_create(key: &VmaKey, vma: u64) -> u32 {
+    if let Some(row) = ROW_INDEX.get_ptr(key) {
+        // SAFETY: the verifier proves that the pointer is a map value.
+        return unsafe { *row };
+    }
+    create(key, vma)
+}
+
+#[inline(always)]
+fn create(key: &VmaKey, vma: u64) -> u32 {
+    const BPF_NOEXIST: u64 = 1;
+    let Ok(Some(number)) = FREE_ROWS.pop() else {
+        stage(Stage::RowsFull);
+        return NONE;
+    };
+    let Some(row) = get(number) else { return NONE };
+    let backing = Backing::of(vma);
+    // The daemon zeroed the row before it put it on the stack of free ones.
+    // SAFETY: the verifier proves that `row` is a map value; only this program has its number.
+    unsafe {
+        (*row).end = Probed::u64(vma, VMA_END.load());
+        (*row).inode = backing.inode;
+        (*row).device = backing.device;
+        (*row).kind = VmaKind::of(key.flags, backing.has_ops, backing.kernel_tmpfs) as u32;
+        // The key last: the daemon takes a row with a birth for a row in use.
+        (*row).key = *key;
+    }
+    if ROW_INDEX.insert(key, number, BPF_NOEXIST).is_ok() {
+        return number;
+    }
+    // Another CPU made the same row meanwhile, or the index is full.
+    // SAFETY: as above.
+    unsafe {
+        *row = VmaRow::default();
+    }
+    let _ = FREE_ROWS.push(number, 0);
+    match ROW_INDEX.get_ptr(key) {
+        // SAFETY: the verifier proves that the pointer is a map value.
+        Some(row) => unsafe { *row },
+        None => {
+            stage(Stage::RowsFull);
+            NONE
+        }
+    }
+}
+
+/// The row with this number.
+#[inline(always)]
+pub fn get(number: u32) -> Option<*mut VmaRow> {
+    ROWS.get_ptr_mut(number)
+}
+
+/// What a VMA maps.
+struct Backing {
+    has_ops: bool,
+    kernel_tmpfs: bool,
+    inode: u64,
+    device: u32,
+}
+
+impl Backing {
+    #[inline(always)]
+    fn of(vma: u64) -> Self {
+        let file = Probed::u64(vma, VMA_FILE.load());
+        let has_ops = Probed::u64(vma, VMA_OPS.load()) != 0;
+        if file == 0 {
+            return Self {
+                has_ops,
+                kernel_tmpfs: false,
+                inode: 0,
+                device: 0,
+            };
+        }
+        let inode = Probed::u64(file, FILE_INODE.load());
+        let superblock = Probed::u64(inode, INODE_SB.load());
+        let kernel_tmpfs = Probed::u64(superblock, SUPER_FLAGS.load()) & SB_KERNMOUNT != 0
+            && Probed::u64(superblock, SUPER_MAGIC.load()) == TMPFS_MAGIC;
+        Self {
+            has_ops,
+            kernel_tmpfs,
+            inode: Probed::u64(inode, INODE_NUMBER.load()),
+            device: Probed::u32(superblock, SUPER_DEV.load()),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The probed functions and the programs for each.
+
+use super::verdict::Mechanism;
+
+/// Where a program of the object is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// At the entry of the function.
+    Entry,
+    /// At its return.
+    Return,
+    /// At a tracepoint.
+    Tracepoint,
+}
+
+/// A program of the object.
+#[derive(Clone, Copy, Debug)]
+pub struct HookProgram {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Where it goes.
+    pub site: Site,
+}
+
+/// A probed function or tracepoint.
+#[derive(Debug)]
+pub struct Hook {
+    /// Name of the kernel function or tracepoint.
+    pub target: &'static str,
+    /// Whether sdtrace cannot work without it.
+    pub required: bool,
+    fentry: &'static [HookProgram],
+    kprobe: &'static [HookProgram],
+    /// Programs of `kprobe` that are only attached with `--fault-return`.
+    return_on_request: bool,
+}
+
+impl Hook {
+    /// The programs that make this hook, return probes first: an entry is never without its return.
+    pub fn programs(&self, mechanism: Mechanism, fault_return: bool) -> impl Iterator<Item = HookProgram> {
+        let programs = match mechanism {
+            Mechanism::Fentry => self.fentry,
+            Mechanism::Kprobe => self.kprobe,
+        };
+        let leave_out_return = mechanism == Mechanism::Kprobe && self.return_on_request && !fault_return;
+        programs
+            .iter()
+            .copied()
+            .filter(move |program| program.site != Site::Return || !leave_out_return)
+    }
+}
+
+macro_rules! program {
+    ($name:literal, $site:ident) => {
+        HookProgram {
+            name: $name,
+            site: Site::$site,
+        }
+    };
+}
+
+/// Every probe of a running daemon, in the order in which they are attached: those that end an epoch before
+/// those that open one.
+pub const HOOKS: &[Hook] = &[
+    Hook {
+        target: "exit_mmap",
+        required: true,
+        fentry: &[program!("exit_mmap_fentry", Entry)],
+        kprobe: &[program!("exit_mmap_kprobe", Entry)],
+        return_on_request: false,
+    },
+    Hook {
+        target: "begin_new_exec",
+        required: true,
+        fentry: &[program!("begin_new_exec_fentry", Entry)],
+        kprobe: &[program!("begin_new_exec_kprobe", Entry)],
+        return_on_request: false,
+    },
+    Hook {
+        target: "sched_process_fork",
+        required: true,
+        fentry: &[program!("sched_process_fork_btf", Tracepoint)],
+        kprobe: &[program!("sched_process_fork_raw", Tracepoint)],
+        return_on_request: false,
+    },
+    Hook {
+        target: "mprotect_fixup",
+        required: true,
+        fentry: &[
+            program!("mprotect_fixup_fexit", Return),
+            program!("mprotect_fixup_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("mprotect_fixup_kretprobe", Return),
+            program!("mprotect_fixup_kprobe", Entry),
+        ],
+        return_on_request: false,
+    },
+    Hook {
+        target: "do_wp_page",
+        required: true,
+        fentry: &[
+            program!("do_wp_page_fexit", Return),
+            program!("do_wp_page_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("do_wp_page_kretprobe", Return),
+            program!("do_wp_page_kprobe", Entry),
+        ],
+        return_on_request: true,
+    },
+    Hook {
+        // Absent from a kernel without transparent huge pages, which then has none of these faults.
+        target: "do_huge_pmd_wp_page",
+        required: false,
+        fentry: &[
+            program!("do_huge_pmd_wp_page_fexit", Return),
+            program!("do_huge_pmd_wp_page_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("do_huge_pmd_wp_page_kretprobe", Return),
+            program!("do_huge_pmd_wp_page_kprobe", Entry),
+        ],
+        return_on_request: false,
+    },
+    Hook {
+        target: "clear_refs_write",
+        required: true,
+        fentry: &[
+            program!("clear_refs_write_fexit", Return),
+            program!("clear_refs_write_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("clear_refs_write_kretprobe", Return),
+            program!("clear_refs_write_kprobe", Entry),
+        ],
+        return_on_request: false,
+    },
+    Hook {
+        target: "clear_refs_test_walk",
+        required: true,
+        fentry: &[program!("clear_refs_test_walk_fentry", Entry)],
+        kprobe: &[program!("clear_refs_test_walk_kprobe", Entry)],
+        return_on_request: false,
+    },
+];
+
+/// Attached only while sdtrace starts: it tells the programs who the daemon is, and adopts address spaces that
+/// were armed before.
+pub const START_HOOK: Hook = Hook {
+    target: "pagemap_read",
+    required: true,
+    fentry: &[program!("pagemap_read_fentry", Entry)],
+    kprobe: &[program!("pagemap_read_kprobe", Entry)],
+    return_on_request: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_never_attached_before_its_return() {
+        for hook in HOOKS {
+            for mechanism in Mechanism::ALL {
+                let sites: Vec<_> = hook
+                    .programs(mechanism, true)
+                    .map(|program| program.site)
+                    .collect();
+                assert!(!sites.is_empty(), "{} has no program", hook.target);
+                assert!(
+                    sites.iter().skip(1).all(|&site| site != Site::Return),
+                    "{}",
+                    hook.target
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_return_probe_of_the_hot_path_is_on_request_in_kprobe_mode_only() {
+        let hook = HOOKS.iter().find(|hook| hook.target == "do_wp_page").unwrap();
+        assert_eq!(hook.programs(Mechanism::Kprobe, false).count(), 1);
+        assert_eq!(hook.programs(Mechanism::Kprobe, true).count(), 2);
+        assert_eq!(hook.programs(Mechanism::Fentry, false).count(), 2);
+    }
+}

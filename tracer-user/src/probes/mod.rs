@@ -1,0 +1,482 @@
+//! The kernel side, driven from here: load, attach, self-test, adopt, read.
+
+pub mod adopt;
+pub mod counters;
+mod hooks;
+mod mapped;
+pub mod missed;
+pub mod object;
+mod rows;
+pub mod self_test;
+pub mod self_test_child;
+pub mod verdict;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, RingBuf};
+use thiserror::Error;
+use tracer_common::counters::STRIP;
+use tracer_common::records::{DecodeError, Record};
+use tracer_common::settings::{
+    MAX_CGROUPS, MAX_COMMS, MAX_PIDS, MODE_IDLE, MODE_LIVE, MODE_SELF_TEST, Own, Settings,
+};
+use tracer_common::tracked::Tracked;
+
+use self::counters::Counters;
+use self::hooks::{HOOKS, START_HOOK};
+use self::mapped::MappedArray;
+use self::missed::MissedRuns;
+pub use self::rows::Rows;
+use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
+use crate::kernel::layout::{Layout, LayoutError, OverrideError};
+
+/// Which address spaces are tracked; an empty list lets everything through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// Process ids of our own pid namespace, at most [`MAX_PIDS`]. Forks of these are not followed.
+    pub pids: Vec<u32>,
+    /// Names of processes, at most 15 bytes each and [`MAX_COMMS`] of them.
+    pub comms: Vec<String>,
+    /// Ids of cgroups of the unified hierarchy, at most [`MAX_CGROUPS`]; their descendants pass too.
+    pub cgroups: Vec<u64>,
+}
+
+/// Bounds of what the kernel side keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tracked address spaces.
+    pub address_spaces: u32,
+    /// VMA states; each takes 320 bytes and about 100 in the index.
+    pub rows: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            address_spaces: 8192,
+            rows: 16384,
+        }
+    }
+}
+
+/// How to start.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeOptions {
+    /// Which mechanisms to attach by.
+    pub attach: AttachMode,
+    /// In kprobe mode, attach a return probe to `do_wp_page` too. It costs every such fault of the machine; with
+    /// it faults are counted when they end and their handling time is known.
+    pub fault_return: bool,
+    /// Send a record for each fault.
+    pub trace_faults: bool,
+    /// What to track.
+    pub filters: Filters,
+    /// Bounds.
+    pub limits: Limits,
+    /// Level of the programs' own log, 0 (off) to 5 (trace).
+    pub probe_log_level: u8,
+}
+
+/// Why sdtrace cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The kernel was built without `CONFIG_DEBUG_INFO_BTF`, or hides it.
+    #[error(
+        "the kernel's type information {path} cannot be read ({0}); sdtrace needs a kernel with \
+         CONFIG_DEBUG_INFO_BTF=y",
+        path = object::BTF_PATH
+    )]
+    NoBtf(#[source] io::Error),
+    /// The kernel's structures are not as sdtrace knows them.
+    #[error("{0}")]
+    Layout(#[source] LayoutError),
+    /// The test hook was misused.
+    #[error("{name}: {0}", name = object::LAYOUT_OVERRIDE)]
+    Override(#[source] OverrideError),
+    /// The kernel refused the eBPF object.
+    #[error("the kernel refuses sdtrace's eBPF object: {}", chain(.0.as_ref()))]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A probe that sdtrace cannot work without could not be attached.
+    #[error("{}", required(.0))]
+    Probes(Vec<ProbeVerdict>),
+    /// What the programs read is not what is there.
+    #[error(
+        "the self-test failed, sdtrace would misread this kernel: {0:#}; please report it with the output of \
+         `uname -a` and `sdtrace check --json`"
+    )]
+    SelfTest(anyhow::Error),
+    /// A filter cannot be used.
+    #[error("{0}")]
+    Filter(String),
+    /// Something else.
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn required(verdicts: &[ProbeVerdict]) -> String {
+    let missing: Vec<String> = verdicts
+        .iter()
+        .filter(|verdict| verdict.required)
+        .filter_map(|verdict| match &verdict.verdict {
+            Verdict::Attached { .. } => None,
+            Verdict::Unsupported { why } | Verdict::Broken { why } => {
+                Some(format!("{}: {why}", verdict.probe))
+            }
+        })
+        .collect();
+    format!(
+        "probes that sdtrace needs cannot be attached; {}",
+        missing.join("; ")
+    )
+}
+
+/// The attached programs and what they share with us. Dropping it detaches everything.
+pub struct Probes {
+    object: Ebpf,
+    verdicts: Vec<ProbeVerdict>,
+    counters: Counters,
+    rows: Rows,
+    records: RingBuf<MapData>,
+    settings: Array<MapData, Settings>,
+    own: Array<MapData, Own>,
+    tracked: HashMap<MapData, u64, Tracked>,
+    live: Box<Settings>,
+    limits: Limits,
+    undecoded: u64,
+    active_is_counted: bool,
+    /// Processes whose smaps could not be read at the start, so that they may be armed unseen.
+    pub unreadable_at_start: usize,
+}
+
+impl Probes {
+    /// Loads, attaches, proves by the self-test that this kernel is read rightly, adopts what is armed already,
+    /// and goes live.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do.
+    pub fn start(options: &ProbeOptions) -> Result<Self, StartError> {
+        let live = settings_of(&options.filters)?;
+        let layout = object::resolve_layout()?;
+        let mut probes = Self::load(&layout, options, Box::new(live))?;
+        let btf = aya::Btf::from_sys_fs().map_err(|error| StartError::Other(error.into()))?;
+        let attach = |object: &mut Ebpf, hook| {
+            object::attach(object, &btf, &layout, hook, options.attach, options.fault_return)
+        };
+        let start_hook = attach(&mut probes.object, &START_HOOK);
+        for hook in HOOKS {
+            let verdict = attach(&mut probes.object, hook);
+            probes.verdicts.push(verdict);
+        }
+        let mut all = probes.verdicts.clone();
+        all.push(start_hook.clone());
+        if all
+            .iter()
+            .any(|verdict| verdict.required && verdict.verdict.mechanism().is_none())
+        {
+            return Err(StartError::Probes(all));
+        }
+        self_test::run(&mut probes).map_err(StartError::SelfTest)?;
+        probes.go_live()?;
+        if let Some(mechanism) = start_hook.verdict.mechanism() {
+            object::detach(&mut probes.object, &START_HOOK, mechanism, options.fault_return);
+        }
+        Ok(probes)
+    }
+
+    fn load(layout: &Layout, options: &ProbeOptions, live: Box<Settings>) -> Result<Self, StartError> {
+        let cpus = object::possible_cpus().map_err(|error| StartError::Other(error.into()))?;
+        let mut object = object::load(layout, options, cpus)?;
+        let rows = Rows::take(&mut object, options.limits.rows)?;
+        let mut map = |name: &'static str| object.take_map(name).with_context(|| format!("no map {name}"));
+        let counters = match map("COUNTERS")? {
+            aya::maps::Map::Array(data) => MappedArray::new(data.fd(), (cpus * STRIP) as usize)
+                .context("the array of counters cannot be mapped")?,
+            other => return Err(StartError::Other(anyhow::anyhow!("COUNTERS is {other:?}"))),
+        };
+        let other = |error: aya::maps::MapError| StartError::Other(error.into());
+        Ok(Self {
+            counters: Counters::new(counters),
+            rows,
+            records: RingBuf::try_from(map("RECORDS")?).map_err(other)?,
+            settings: Array::try_from(map("SETTINGS")?).map_err(other)?,
+            own: Array::try_from(map("OWN")?).map_err(other)?,
+            tracked: HashMap::try_from(map("TRACKED")?).map_err(other)?,
+            verdicts: Vec::new(),
+            live,
+            limits: options.limits,
+            undecoded: 0,
+            active_is_counted: false,
+            unreadable_at_start: 0,
+            object,
+        })
+    }
+
+    /// What became of each probe.
+    #[must_use]
+    pub fn verdicts(&self) -> &[ProbeVerdict] {
+        &self.verdicts
+    }
+
+    /// The event counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The table of VMA states.
+    #[must_use]
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// The table of VMA states, to retire and recycle rows.
+    pub fn rows_mut(&mut self) -> &mut Rows {
+        &mut self.rows
+    }
+
+    /// Who the programs think we are.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn own(&self) -> Result<Own> {
+        Ok(self.own.get(&0, 0)?)
+    }
+
+    /// Stable ids of all tracked address spaces, by bpf(2): only when records were lost.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn live_births(&self) -> Result<Vec<u64>> {
+        self.tracked.iter().map(|entry| Ok(entry?.1.birth)).collect()
+    }
+
+    /// Bounds of what the kernel side keeps.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Records from the ring buffer that could not be decoded; they are lost.
+    #[must_use]
+    pub const fn undecoded(&self) -> u64 {
+        self.undecoded
+    }
+
+    /// Runs of probes that the kernel skipped, as far as it counts them.
+    #[must_use]
+    pub fn missed_runs(&self) -> Vec<MissedRuns> {
+        missed::missed_runs(&self.object, self.active_is_counted)
+    }
+
+    /// The ring buffer's descriptor, readable when records wait.
+    #[must_use]
+    pub fn records_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.records)
+    }
+
+    /// Moves all waiting records to `records`.
+    pub fn drain(&mut self, records: &mut Vec<Record>) {
+        while let Some(item) = self.records.next() {
+            match Record::decode(&item) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    self.undecoded += 1;
+                    let error: DecodeError = error;
+                    tracing::error!(
+                        ?error,
+                        bytes = item.len(),
+                        "a record from the kernel cannot be decoded"
+                    );
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, settings: &Settings) -> Result<()> {
+        self.settings
+            .set(0, settings, 0)
+            .context("the settings cannot be written")
+    }
+
+    fn set_self_test(&mut self, pid: u32) -> Result<()> {
+        self.apply(&Settings {
+            mode: MODE_SELF_TEST,
+            self_test_pid: pid,
+            ..Settings::default()
+        })
+    }
+
+    /// Reads a pagemap file in the way that the probe on `pagemap_read` knows as ours.
+    fn handshake(&mut self, pagemap: &Path) -> Result<()> {
+        let secret = random_word()?;
+        self.live.handshake = secret;
+        let mode = if self.own()?.namespace == 0 {
+            MODE_IDLE
+        } else {
+            MODE_LIVE
+        };
+        let settings = Settings {
+            mode,
+            handshake: secret,
+            ..*self.live
+        };
+        self.apply(&settings)?;
+        let mut buffer = secret.to_ne_bytes();
+        let file = File::open(pagemap).with_context(|| pagemap.display().to_string())?;
+        // The entry of the page at address 0; what it says does not matter.
+        file.read_at(&mut buffer, 0)
+            .with_context(|| pagemap.display().to_string())?;
+        Ok(())
+    }
+
+    fn go_live(&mut self) -> Result<()> {
+        self.counters.start_over();
+        self.live.mode = MODE_LIVE;
+        self.live.handshake = 0;
+        self.apply(&self.live.clone())?;
+        // Twice: a process may fork from an armed one while the first pass goes on.
+        for _ in 0..2 {
+            let (armed, unreadable) = adopt::armed_processes().context("/proc")?;
+            self.unreadable_at_start = unreadable;
+            for pagemap in armed {
+                if let Err(error) = self.handshake(&pagemap) {
+                    // It may have exited meanwhile.
+                    tracing::debug!(%error, "an armed process could not be adopted");
+                }
+            }
+        }
+        self.live.handshake = 0;
+        self.apply(&self.live.clone())
+    }
+
+    /// Gives back all rows of an address space that is gone.
+    fn forget(&mut self, birth: u64) -> Result<()> {
+        let rows: Vec<_> = self
+            .rows
+            .used()
+            .filter(|(_, row)| row.key.birth == birth)
+            .collect();
+        for (number, row) in rows {
+            self.rows.retire(&row.key)?;
+            self.rows.recycle(number)?;
+        }
+        Ok(())
+    }
+}
+
+fn random_word() -> Result<u64> {
+    let mut bytes = [0; 8];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes).context("/dev/urandom")?;
+    // 0 would switch the handshake off.
+    Ok(u64::from_ne_bytes(bytes) | 1)
+}
+
+fn settings_of(filters: &Filters) -> Result<Settings, StartError> {
+    let mut settings = Settings::default();
+    let too_many =
+        |what: &str, limit: usize| StartError::Filter(format!("at most {limit} {what} can be given"));
+    if filters.pids.len() > MAX_PIDS {
+        return Err(too_many("--pid", MAX_PIDS));
+    }
+    if filters.comms.len() > MAX_COMMS {
+        return Err(too_many("--comm", MAX_COMMS));
+    }
+    if filters.cgroups.len() > MAX_CGROUPS {
+        return Err(too_many("--cgroup", MAX_CGROUPS));
+    }
+    for (slot, pid) in settings.pid_list.iter_mut().zip(&filters.pids) {
+        *slot = *pid;
+        settings.pids += 1;
+    }
+    for (slot, comm) in settings.comm_list.iter_mut().zip(&filters.comms) {
+        if comm.len() > 15 || comm.is_empty() {
+            return Err(StartError::Filter(format!(
+                "--comm {comm}: the kernel keeps names of 1 to 15 bytes; give the name as /proc/PID/comm shows it"
+            )));
+        }
+        slot[..comm.len()].copy_from_slice(comm.as_bytes());
+        settings.comms += 1;
+    }
+    for (slot, cgroup) in settings.cgroup_ids.iter_mut().zip(&filters.cgroups) {
+        *slot = *cgroup;
+        settings.cgroups += 1;
+    }
+    Ok(settings)
+}
+
+/// Loads every program whose verification needs no attach point, on the present kernel with its own layout.
+///
+/// # Errors
+/// The first thing that the kernel refuses.
+pub fn verify_object() -> Result<Vec<(String, Option<u32>)>> {
+    let layout = object::resolve_layout()?;
+    let mut object = object::load(&layout, &ProbeOptions::default(), object::possible_cpus()?)?;
+    object::verify(&mut object).map_err(anyhow::Error::msg)
+}
+
+/// How each probe is attached, for what needs to know whether return values are seen.
+#[must_use]
+pub fn mechanism_of(verdicts: &[ProbeVerdict], probe: &str) -> Option<Mechanism> {
+    verdicts
+        .iter()
+        .find(|verdict| verdict.probe == probe)?
+        .verdict
+        .mechanism()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_beyond_their_bounds_name_the_remedy() {
+        let pids = Filters {
+            pids: vec![1; MAX_PIDS + 1],
+            ..Filters::default()
+        };
+        assert!(
+            settings_of(&pids)
+                .unwrap_err()
+                .to_string()
+                .contains("at most 32 --pid")
+        );
+        let comm = Filters {
+            comms: vec!["a-name-of-16-byte".to_owned()],
+            ..Filters::default()
+        };
+        assert!(
+            settings_of(&comm)
+                .unwrap_err()
+                .to_string()
+                .contains("1 to 15 bytes")
+        );
+    }
+
+    #[test]
+    fn filters_reach_the_settings() {
+        let filters = Filters {
+            pids: vec![7, 8],
+            comms: vec!["redis".to_owned()],
+            cgroups: vec![42],
+        };
+        let settings = settings_of(&filters).unwrap();
+        assert_eq!((settings.pids, settings.pid_list[1]), (2, 8));
+        assert_eq!(&settings.comm_list[0][..6], b"redis\0");
+        assert_eq!((settings.cgroups, settings.cgroup_ids[0]), (1, 42));
+    }
+}

@@ -1,0 +1,253 @@
+//! Loading the eBPF object and attaching its programs.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use tracer_common::counters::STRIP;
+
+use super::hooks::Hook;
+use super::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
+use super::{ProbeOptions, StartError};
+use crate::kernel::kallsyms::Symbols;
+use crate::kernel::layout::{ABSENT, GlobalValue, Layout};
+
+/// The object, built by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/sdtrace-probes.bpf.o");
+
+/// Test hook: a list of `NAME=VALUE` that replaces entries of the layout, to prove that the self-test refuses a
+/// wrong one.
+pub const LAYOUT_OVERRIDE: &str = "SDTRACE_TEST_LAYOUT_OVERRIDE";
+
+/// The kernel's type information.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Resolves the running kernel's layout.
+///
+/// # Errors
+/// If the kernel has no BTF, or one that sdtrace cannot use.
+pub fn resolve_layout() -> Result<Layout, StartError> {
+    let mut bytes = Vec::new();
+    File::open(BTF_PATH)
+        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .map_err(StartError::NoBtf)?;
+    // Without symbols a function counts as present if BTF has it; attaching then tells.
+    let symbols = File::open("/proc/kallsyms")
+        .ok()
+        .and_then(|file| Symbols::parse(BufReader::new(file), Layout::wanted_functions()).ok());
+    let mut layout = Layout::resolve(&bytes, symbols.as_ref()).map_err(StartError::Layout)?;
+    if let Ok(list) = std::env::var(LAYOUT_OVERRIDE) {
+        layout.apply_overrides(&list).map_err(StartError::Override)?;
+    }
+    Ok(layout)
+}
+
+/// CPUs that this machine may ever have; a strip of counters for each.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn possible_cpus() -> io::Result<u32> {
+    let count = aya::util::nr_cpus().map_err(|(path, error)| io::Error::other(format!("{path}: {error}")))?;
+    u32::try_from(count).map_err(io::Error::other)
+}
+
+/// Loads the object with this kernel's layout in place. Nothing is attached yet.
+///
+/// # Errors
+/// If the kernel refuses the object or one of its maps.
+pub fn load(layout: &Layout, options: &ProbeOptions, cpus: u32) -> Result<Ebpf, StartError> {
+    let switches = [
+        ("FAULT_RETURN", u32::from(options.fault_return)),
+        ("TRACE_FAULTS", u32::from(options.trace_faults)),
+    ];
+    let mut loader = EbpfLoader::new();
+    for (name, value) in layout.globals() {
+        // The layout may know more than the programs use.
+        match value {
+            GlobalValue::U32(value) => loader.override_global(name, value, false),
+            GlobalValue::U64(value) => loader.override_global(name, value, false),
+        };
+    }
+    for (name, value) in &switches {
+        loader.override_global(name, value, true);
+    }
+    loader.override_global("AYA_LOG_LEVEL", &options.probe_log_level, false);
+    loader.map_max_entries("TRACKED", options.limits.address_spaces);
+    for rows in ["ROW_INDEX", "ROWS", "FREE_ROWS"] {
+        loader.map_max_entries(rows, options.limits.rows);
+    }
+    loader.map_max_entries("COUNTERS", cpus * STRIP);
+    loader
+        .load(OBJECT)
+        .map_err(|error| StartError::Load(Box::new(error)))
+}
+
+/// Attaches one hook by the first mechanism that works.
+pub fn attach(
+    object: &mut Ebpf,
+    btf: &aya::Btf,
+    layout: &Layout,
+    hook: &Hook,
+    mode: AttachMode,
+    fault_return: bool,
+) -> ProbeVerdict {
+    let verdict = |verdict, fell_back_because| ProbeVerdict {
+        probe: hook.target.to_owned(),
+        required: hook.required,
+        verdict,
+        fell_back_because,
+    };
+    if let Some(function) = layout.function(hook.target)
+        && function.count() == ABSENT
+    {
+        return verdict(
+            Verdict::Unsupported {
+                why: function.to_string(),
+            },
+            None,
+        );
+    }
+    let mut failures: Vec<String> = Vec::new();
+    for &mechanism in mode.mechanisms() {
+        match attach_by(object, btf, hook, mechanism, fault_return) {
+            Ok(()) => {
+                let because = (!failures.is_empty()).then(|| failures.join("; "));
+                return verdict(Verdict::Attached { mechanism }, because);
+            }
+            Err(error) => {
+                failures.push(format!("{}: {}", mechanism.label(), explain(&error)));
+                // What was attached of this hook goes again: no entry without its return.
+                detach(object, hook, mechanism, fault_return);
+            }
+        }
+    }
+    verdict(
+        Verdict::Broken {
+            why: failures.join("; "),
+        },
+        None,
+    )
+}
+
+/// Detaches and unloads the programs of a hook.
+pub fn detach(object: &mut Ebpf, hook: &Hook, mechanism: Mechanism, fault_return: bool) {
+    for program in hook.programs(mechanism, fault_return) {
+        let Some(loaded) = object
+            .program_mut(program.name)
+            .filter(|loaded| loaded.fd().is_ok())
+        else {
+            continue;
+        };
+        let unloaded = match loaded {
+            Program::FEntry(program) => program.unload(),
+            Program::FExit(program) => program.unload(),
+            Program::KProbe(program) => program.unload(),
+            Program::BtfTracePoint(program) => program.unload(),
+            Program::RawTracePoint(program) => program.unload(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        if let Err(error) = unloaded {
+            tracing::warn!(program = program.name, %error, "a program could not be unloaded");
+        }
+    }
+}
+
+fn attach_by(
+    object: &mut Ebpf,
+    btf: &aya::Btf,
+    hook: &Hook,
+    mechanism: Mechanism,
+    fault_return: bool,
+) -> Result<(), ProgramError> {
+    for wanted in hook.programs(mechanism, fault_return) {
+        let program = object
+            .program_mut(wanted.name)
+            .ok_or_else(|| ProgramError::IOError(io::Error::other(format!("no program {}", wanted.name))))?;
+        match program {
+            Program::FEntry(program) => {
+                program.load(hook.target, btf)?;
+                program.attach()?;
+            }
+            Program::FExit(program) => {
+                program.load(hook.target, btf)?;
+                program.attach()?;
+            }
+            Program::KProbe(program) => {
+                program.load()?;
+                program.attach(hook.target, 0)?;
+            }
+            Program::BtfTracePoint(program) => {
+                program.load(hook.target, btf)?;
+                program.attach()?;
+            }
+            Program::RawTracePoint(program) => {
+                program.load()?;
+                program.attach(hook.target)?;
+            }
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        }
+    }
+    Ok(())
+}
+
+/// The whole chain of an error in one line; a verifier log is cut to its last lines.
+fn explain(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        let tail: Vec<&str> = log
+            .lines()
+            .rev()
+            .filter(|line| !line.trim().is_empty())
+            .take(4)
+            .collect();
+        if !tail.is_empty() {
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            return format!("the verifier refuses it ({io_error}): {}", tail.join(" | "));
+        }
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Loads every program that the verifier can be asked about without attaching, and tells how many instructions
+/// it went through. fentry needs the function to attach to, so those are loaded by [`attach`] only.
+///
+/// # Errors
+/// The first program that the verifier refuses, with its log.
+pub fn verify(object: &mut Ebpf) -> Result<Vec<(String, Option<u32>)>, String> {
+    let mut verified = Vec::new();
+    for (name, program) in object.programs_mut() {
+        let loaded = match program {
+            Program::KProbe(program) => program.load(),
+            Program::RawTracePoint(program) => program.load(),
+            _ => continue,
+        };
+        loaded.map_err(|error| format!("{name}: {error:?}"))?;
+        let info = program.info().map_err(|error| format!("{name}: {error}"))?;
+        verified.push((name.to_owned(), info.verified_instruction_count()));
+    }
+    Ok(verified)
+}
+
+/// The field `name` of `/proc/self/fdinfo` for a loaded program; `None` if the kernel does not print it.
+#[must_use]
+pub fn fdinfo(program: &Program, name: &str) -> Option<u64> {
+    let fd = program.fd().ok()?.as_fd().as_raw_fd();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}

@@ -1,0 +1,171 @@
+//! The child of the self-test: it maps, clears, writes and reports.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::ptr::NonNull;
+
+use anyhow::{Context as _, Result};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
+use tracer_common::flags::{from_smaps_names, smaps_names};
+use tracer_common::{PAGE_SIZE, classify::VmaKind};
+
+use super::self_test::{Mapping, Report};
+
+/// Bit 55 of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
+const PAGEMAP_SOFT_DIRTY: u64 = 1 << 55;
+const PAGES: u64 = 16;
+
+/// A mapping of ours, which lives as long as the process.
+struct Area {
+    name: &'static str,
+    kind: VmaKind,
+    address: NonNull<u8>,
+    writes: u64,
+    mprotects: u64,
+}
+
+impl Area {
+    fn new(name: &'static str, kind: VmaKind, flags: MapFlags) -> io::Result<Self> {
+        let length = usize::try_from(PAGES * PAGE_SIZE).map_err(io::Error::other)?;
+        // A page without access on each side keeps the VMA from merging with a neighbour.
+        let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
+        let address = unsafe {
+            let reserved = mmap_anonymous(
+                std::ptr::null_mut(),
+                length + 2 * page,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?;
+            mmap_anonymous(
+                reserved.cast::<u8>().add(page).cast(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags | MapFlags::FIXED,
+            )?
+        };
+        let address = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        let mut area = Self {
+            name,
+            kind,
+            address,
+            writes: 0,
+            mprotects: 0,
+        };
+        area.write(PAGES);
+        area.writes = 0;
+        Ok(area)
+    }
+
+    fn start(&self) -> u64 {
+        self.address.as_ptr() as u64
+    }
+
+    /// Writes one byte into each of the first `pages` pages.
+    fn write(&mut self, pages: u64) {
+        for page in 0..pages {
+            let offset = usize::try_from(page * PAGE_SIZE).unwrap_or(0);
+            // SAFETY: within the mapping, which is writable now.
+            unsafe { self.address.add(offset).write_volatile(1) };
+        }
+        self.writes += pages;
+    }
+
+    fn protect(&mut self, flags: MprotectFlags) -> io::Result<()> {
+        let length = usize::try_from(PAGES * PAGE_SIZE).map_err(io::Error::other)?;
+        // SAFETY: our own mapping; nothing of it is borrowed.
+        unsafe { mprotect(self.address.as_ptr().cast(), length, flags)? };
+        self.mprotects += 1;
+        Ok(())
+    }
+
+    fn soft_dirty_pages(&self, pagemap: &File) -> io::Result<u64> {
+        let mut count = 0;
+        for page in 0..PAGES {
+            let mut entry = [0; 8];
+            pagemap.read_exact_at(&mut entry, (self.start() / PAGE_SIZE + page) * 8)?;
+            count += u64::from(u64::from_ne_bytes(entry) & PAGEMAP_SOFT_DIRTY != 0);
+        }
+        Ok(count)
+    }
+}
+
+/// Plays the child: waits for a line, acts, prints a [`Report`] as one line of JSON, waits for the end of its
+/// input.
+///
+/// # Errors
+/// If the kernel refuses something; the parent then reports that the child said nothing.
+pub fn play() -> Result<()> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+
+    let mut areas = [
+        Area::new("shared anonymous memory", VmaKind::SharedAnon, MapFlags::SHARED)?,
+        Area::new(
+            "private anonymous memory",
+            VmaKind::PrivateAnon,
+            MapFlags::PRIVATE,
+        )?,
+        Area::new("memory under mprotect", VmaKind::PrivateAnon, MapFlags::PRIVATE)?,
+    ];
+    let pagemap = File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
+    fs::write("/proc/self/clear_refs", "4").context("/proc/self/clear_refs")?;
+    let mut after_clear = Vec::new();
+    for area in &areas {
+        after_clear.push(area.soft_dirty_pages(&pagemap)?);
+    }
+    areas[0].write(5);
+    areas[1].write(7);
+    areas[2].protect(MprotectFlags::READ)?;
+    areas[2].protect(MprotectFlags::READ | MprotectFlags::WRITE)?;
+    areas[2].write(3);
+
+    let smaps = fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
+    let mut mappings = Vec::new();
+    for (area, soft_dirty_after_clear) in areas.iter().zip(after_clear) {
+        let start = area.start();
+        mappings.push(Mapping {
+            name: area.name.to_owned(),
+            start,
+            end: start + PAGES * PAGE_SIZE,
+            flags: flags_in(&smaps, start, start + PAGES * PAGE_SIZE)?,
+            kind: area.kind.label().to_owned(),
+            writes: area.writes,
+            soft_dirty: area.soft_dirty_pages(&pagemap)?,
+            soft_dirty_after_clear,
+            mprotects: area.mprotects,
+        });
+    }
+    let mut output = io::stdout().lock();
+    serde_json::to_writer(&mut output, &Report { mappings })?;
+    output.write_all(b"\n")?;
+    output.flush()?;
+    io::stdin().read_line(&mut line)?;
+    Ok(())
+}
+
+/// The decoded `VmFlags` names of the VMA `[start, end)`.
+fn flags_in(smaps: &str, start: u64, end: u64) -> Result<Vec<String>> {
+    let head = format!("{start:x}-{end:x} ");
+    let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&head));
+    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
+    let flags = flags.with_context(|| format!("smaps has no VMA {head}with flags"))?;
+    Ok(smaps_names(from_smaps_names(flags.split_whitespace()))
+        .map(str::to_owned)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_of_the_right_vma_are_found() {
+        let smaps = "1000-2000 rw-p 0 0:0 0\nSize: 4 kB\nVmFlags: rd wr mr sd\n\
+                     2000-3000 r--s 0 0:0 0\nSize: 4 kB\nVmFlags: rd sh mr\n";
+        assert_eq!(flags_in(smaps, 0x1000, 0x2000).unwrap(), ["rd", "wr", "sd"]);
+        assert_eq!(flags_in(smaps, 0x2000, 0x3000).unwrap(), ["rd", "sh"]);
+        assert!(flags_in(smaps, 0x1000, 0x3000).is_err());
+    }
+}
