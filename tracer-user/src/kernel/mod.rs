@@ -2,5 +2,7 @@
 //! process may do to it. Everything here is pure over bytes and text that the caller has read.
 
 pub mod btf;
+pub mod capabilities;
+pub mod config;
 pub mod kallsyms;
 pub mod layout;
