@@ -1,5 +1,7 @@
 //! The command line of `cargo xtask`.
 
+mod guest;
+
 use crate::{build_ebpf, failure};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,13 +26,15 @@ enum Task {
         #[arg(long, conflicts_with = "check")]
         clippy: bool,
     },
+    /// Boot a Debian kernel under emulation and run a command there.
+    Guest(Box<guest::Arguments>),
 }
 
 /// Parses the command line, runs the task, and turns its end into an exit code: 2 for usage, 1 for failure, and for
 /// `guest` the status of the command that ran there.
 #[must_use]
 pub fn main() -> ExitCode {
-    match run(&Cli::parse().task) {
+    match run(Cli::parse().task) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: error: {error:#}");
@@ -39,11 +43,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(task: &Task) -> Result<ExitCode> {
+fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::BuildEbpf { clippy: true, .. } => build_ebpf::clippy()?,
         Task::BuildEbpf { check: true, .. } => build_ebpf::check()?,
         Task::BuildEbpf { .. } => build_ebpf::build()?,
+        Task::Guest(arguments) => return guest::run(*arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

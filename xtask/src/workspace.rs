@@ -1,5 +1,6 @@
 //! Where this workspace lies, and cargo runs inside it that do not depend on who called.
 
+use anyhow::{Context as _, Result, bail};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +34,26 @@ pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
         }
     }
     command
+}
+
+/// Builds a program of this workspace as a static binary, which runs in a guest that has no libraries, and returns its
+/// path.
+pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let mut cargo = clean_command("cargo");
+    cargo
+        .args(["build", "--quiet", "--locked", "--release", "--target", TARGET])
+        .args(["--package", package, "--bin", binary])
+        .env("CARGO_TARGET_DIR", target_dir())
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        );
+    let status = cargo.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("{binary} of the package {package} does not build (the compiler's messages are above)");
+    }
+    Ok(target_dir().join(TARGET).join("release").join(binary))
 }
 
 /// Whether an environment variable would change what a nested cargo or rustc builds. Where to keep and fetch things

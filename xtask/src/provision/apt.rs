@@ -143,34 +143,36 @@ impl PrivateApt {
         Ok(indexes)
     }
 
-    /// Downloads one package of one version (its checksum is verified through the signed index) and unpacks the
-    /// members below `paths` (all of them when empty) into `destination`, without installing anything.
-    pub fn unpack(&self, name: &str, version: &str, destination: &Path, paths: &[&str]) -> Result<()> {
-        self.with_download(name, version, |deb| unpack_deb(deb, destination, paths))
+    /// Downloads one package of one version (its checksum is verified through the signed index) and unpacks it into
+    /// `destination`, without installing anything.
+    pub fn unpack(&self, name: &str, version: &str, destination: &Path) -> Result<()> {
+        self.with_download(&format!("{name}={version}"), |deb| {
+            unpack_deb(deb, destination, &[])
+        })
     }
 
-    /// Downloads one package of one version, hands the .deb to `use_it`, and removes it.
-    pub fn with_download<T>(
-        &self,
-        name: &str,
-        version: &str,
-        use_it: impl FnOnce(&Path) -> Result<T>,
-    ) -> Result<T> {
+    /// Like [`Self::unpack`], the newest version that any suite offers.
+    pub fn unpack_newest(&self, name: &str, destination: &Path) -> Result<()> {
+        self.with_download(name, |deb| unpack_deb(deb, destination, &[]))
+    }
+
+    /// Downloads one package (`NAME` or `NAME=VERSION`), hands the .deb to `use_it`, and removes it.
+    pub fn with_download<T>(&self, package: &str, use_it: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let folder = tempfile::Builder::new()
             .prefix("download-")
             .tempdir_in(&self.state)?;
         run_quietly(
             self.command("apt-get")
                 .arg("download")
-                .arg(format!("{name}={version}"))
+                .arg(package)
                 .current_dir(folder.path()),
         )
-        .with_context(|| format!("cannot download {name} {version}"))?;
+        .with_context(|| format!("cannot download {package}"))?;
         let deb = fs::read_dir(folder.path())?
             .filter_map(Result::ok)
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get downloaded no file for {name} {version}"))?;
+            .with_context(|| format!("apt-get downloaded no file for {package}"))?;
         use_it(&deb)
     }
 

@@ -176,7 +176,7 @@ fn library_from_debian(library: &Path) -> Result<()> {
     ));
     let unpacked = tempfile::tempdir_in(cache_dir()?)?;
     let get = |apt: &PrivateApt| {
-        apt.with_download(RUST_SRC_PACKAGE, RUST_SRC_VERSION, |deb| {
+        apt.with_download(&format!("{RUST_SRC_PACKAGE}={RUST_SRC_VERSION}"), |deb| {
             let sum = run_quietly(Command::new("sha256sum").arg(deb))?;
             let sum = String::from_utf8_lossy(&sum);
             let sum = sum.split_whitespace().next().unwrap_or_default();
