@@ -1,0 +1,282 @@
+//! The ledger: address spaces, their epochs, and the VMAs in each epoch with what they counted.
+//!
+//! Records tell of clears, forks, execs and exits; the table of VMA rows tells what was counted. The ledger
+//! joins the two. It is pure: records, table, clock and /proc come in through traits. Its memory is bounded by
+//! [`Limits`]; what is given up for that stays in the sums.
+//!
+//! The sum over the ledger (open, closed, folded, pending) plus the faults that the programs could link to no
+//! row equals the kernel's counters, always.
+
+mod counts;
+pub mod dump;
+mod epoch;
+mod limits;
+mod loss;
+mod release;
+mod rows;
+#[cfg(test)]
+mod simulated;
+mod snapshot;
+mod sources;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+pub use counts::{Counts, fault_counter, fault_kind_labels};
+pub use epoch::EndReason;
+pub use limits::{LimitError, Limits};
+pub use loss::{Incompleteness, Losses};
+pub use snapshot::{Summary, Surroundings};
+pub use sources::{Clock, LiveAddressSpaces, ProcessDetails, ProcessInfo, VmaTable};
+pub use space::Origin;
+use tracer_common::records::{CLEAR_TRACKED, ClearRecord, Record, TaskIdentity, TrackRecord};
+use tracer_common::table::VmaRow;
+use tracer_common::tracked::ORIGIN_FORK;
+
+use epoch::Opening;
+use rows::{RowState, RowView};
+use space::{Ends, Phase, Space};
+
+/// How long after an exit counts are still taken in: a return probe that was entered before may come late.
+const EXIT_GRACE_NS: u64 = 100_000_000;
+/// How long a record may stay away before what it would have told is taken from the rows. A clear's record comes
+/// at its end, and the clear of a terabyte takes seconds.
+const RECORD_GRACE_NS: u64 = 10_000_000_000;
+/// Times that /proc is asked about a process.
+const LOOK_UPS: u8 = 3;
+
+/// Clears that opened no epoch and are shown in the dump.
+const OTHER_CLEARS: usize = 64;
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: Limits,
+    spaces: BTreeMap<u64, Space>,
+    ids: HashMap<u64, u64>,
+    next_id: u64,
+    /// Ended address spaces, oldest first.
+    ended: VecDeque<u64>,
+    rows: BTreeMap<u32, RowState>,
+    ends: [u64; EndReason::ALL.len()],
+    folded: Counts,
+    folded_spaces: u64,
+    folded_epochs: u64,
+    folded_vmas: u64,
+    other_clears: VecDeque<ClearRecord>,
+    loss: loss::State,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            spaces: BTreeMap::new(),
+            ids: HashMap::new(),
+            next_id: 1,
+            ended: VecDeque::new(),
+            rows: BTreeMap::new(),
+            ends: [0; EndReason::ALL.len()],
+            folded: Counts::default(),
+            folded_spaces: 0,
+            folded_epochs: 0,
+            folded_vmas: 0,
+            other_clears: VecDeque::new(),
+            loss: loss::State::default(),
+        }
+    }
+
+    /// Takes in one record, at `now_ns` of the monotonic clock.
+    pub fn apply(&mut self, record: &Record, processes: &dyn ProcessInfo, now_ns: u64) {
+        let mut ends = Ends::new();
+        match record {
+            Record::Clear(clear) => self.clear(clear, processes, &mut ends),
+            Record::Track(track) => self.track(track, processes, &mut ends),
+            Record::Exec(exec) => self.space(exec.birth).exec(&exec.task, exec.header.time_ns),
+            Record::Exit(exit) => {
+                self.space(exit.birth)
+                    .exit(Some(exit.epoch), exit.header.time_ns, now_ns, &mut ends);
+            }
+            // Only shown to the user, see `commands::run`.
+            Record::Fault(_) => {}
+        }
+        self.count_ends(&ends);
+    }
+
+    fn clear(&mut self, clear: &ClearRecord, processes: &dyn ProcessInfo, ends: &mut Ends) {
+        if clear.status != CLEAR_TRACKED || clear.birth == 0 {
+            if self.other_clears.len() == OTHER_CLEARS {
+                self.other_clears.pop_front();
+            }
+            self.other_clears.push_back(*clear);
+            return;
+        }
+        let space = self.space(clear.birth);
+        if space.origin == Origin::Unknown {
+            space.origin = Origin::of(clear.origin);
+        }
+        own(space, &clear.target, processes);
+        let opening = Opening::Clear(Box::new(*clear));
+        if !space.open(clear.epoch, opening, clear.header.time_ns, ends) {
+            self.loss.inconsistent += 1;
+        }
+    }
+
+    fn track(&mut self, track: &TrackRecord, processes: &dyn ProcessInfo, ends: &mut Ends) {
+        let space = self.space(track.birth);
+        space.origin = Origin::of(track.origin);
+        space.parent_birth = track.parent;
+        space.parent_epoch = track.parent_epoch;
+        own(space, &track.target, processes);
+        let at_ns = track.header.time_ns;
+        let opening = if track.origin == ORIGIN_FORK {
+            Opening::Fork(at_ns)
+        } else {
+            Opening::Adopted(at_ns)
+        };
+        if !space.open(1, opening, at_ns, ends) {
+            self.loss.inconsistent += 1;
+        }
+    }
+
+    /// Looks at the table: takes in what was counted, settles, releases rows and memory. To be called after
+    /// the records that are there have been applied, at least once a second and before every dump.
+    /// Returns what went wrong when rows were released; they are tried again the next time.
+    pub fn look(
+        &mut self,
+        table: &mut dyn VmaTable,
+        live: &mut dyn LiveAddressSpaces,
+        processes: &dyn ProcessInfo,
+        now_ns: u64,
+    ) -> Vec<anyhow::Error> {
+        let mut ends = Ends::new();
+        let mut errors = self.reconcile(live, now_ns, &mut ends);
+        self.scan(table, now_ns);
+        self.settle(now_ns, &mut ends);
+        // After settling: an epoch must meet one scan before it can settle.
+        self.note_gaps(now_ns);
+        self.count_ends(&ends);
+        errors.extend(self.release_rows(table, now_ns));
+        self.fold();
+        for space in self
+            .spaces
+            .values_mut()
+            .filter(|space| space.phase == Phase::Live)
+        {
+            look_up(space, processes);
+        }
+        errors
+    }
+
+    /// The address space with this birth, made if there is none.
+    fn space(&mut self, birth: u64) -> &mut Space {
+        let id = *self.ids.entry(birth).or_insert(self.next_id);
+        if id == self.next_id {
+            self.next_id += 1;
+        }
+        self.spaces.entry(id).or_insert_with(|| Space::new(id, birth))
+    }
+
+    fn known(&mut self, birth: u64) -> Option<&mut Space> {
+        self.spaces.get_mut(self.ids.get(&birth)?)
+    }
+
+    fn count_ends(&mut self, ends: &Ends) {
+        for reason in ends {
+            if let Some(at) = EndReason::ALL.iter().position(|other| other == reason) {
+                self.ends[at] += 1;
+            }
+        }
+    }
+
+    fn scan(&mut self, table: &dyn VmaTable, now_ns: u64) {
+        for space in self.spaces.values_mut() {
+            space.met_epoch = 0;
+        }
+        let mut seen = HashSet::with_capacity(self.rows.len());
+        table.for_each_used(&mut |slot, row| {
+            seen.insert(slot);
+            self.take_in(slot, row, &table.row(slot), now_ns);
+        });
+        // Only `recycle` empties a row, and it forgets the row's state at the same time.
+        let before = self.rows.len();
+        self.rows.retain(|slot, _| seen.contains(slot));
+        self.loss.inconsistent += (before - self.rows.len()) as u64;
+    }
+
+    fn take_in(&mut self, slot: u32, row: &VmaRow, again: &VmaRow, now_ns: u64) {
+        let view = RowView {
+            counted: row,
+            numbered: again,
+        };
+        let birth = row.key.birth;
+        let mut state = match self.rows.remove(&slot) {
+            Some(state) if state.birth == birth && !state.went_back(row) => state,
+            other => {
+                self.loss.inconsistent += u64::from(other.is_some());
+                RowState::new(birth, now_ns)
+            }
+        };
+        if let Some(space) = self.known(birth) {
+            let everything = match space.phase {
+                Phase::Live => false,
+                Phase::Ending { since_ns, .. } => now_ns >= since_ns + EXIT_GRACE_NS,
+                Phase::Ended { .. } => true,
+            };
+            space.met_epoch = space.met_epoch.max(rows::newest_meeting(again));
+            if row.armed_epoch != 0 {
+                rows::note_armed(row, space);
+            }
+            state.absorb(&view, space, everything);
+        } else {
+            state.pending = state.not_taken(row);
+        }
+        self.rows.insert(slot, state);
+    }
+
+    fn settle(&mut self, now_ns: u64, ends: &mut Ends) {
+        for space in self.spaces.values_mut() {
+            let newest = space.newest();
+            space.looked_at = newest;
+            if space.met_epoch <= newest
+                && space.phase == Phase::Live
+                && let Some(epoch) = space.epoch_mut(newest)
+            {
+                epoch.vmas_complete = true;
+            }
+            let over = match space.phase {
+                Phase::Ending { at_ns, since_ns } if now_ns >= since_ns + EXIT_GRACE_NS => {
+                    space.phase = Phase::Ended { at_ns };
+                    self.ended.push_back(space.id);
+                    true
+                }
+                Phase::Ended { .. } => true,
+                Phase::Live | Phase::Ending { .. } => false,
+            };
+            space.settle(over, now_ns, ends);
+        }
+    }
+}
+
+/// Notes whose address space it is.
+fn own(space: &mut Space, target: &TaskIdentity, processes: &dyn ProcessInfo) {
+    if space.owner.is_none() && target.initial_pid != 0 {
+        space.owner = Some(*target);
+        look_up(space, processes);
+    }
+}
+
+fn look_up(space: &mut Space, processes: &dyn ProcessInfo) {
+    if let Some(owner) = &space.owner
+        && space.details.is_none()
+        && space.look_ups < LOOK_UPS
+        && owner.pid != 0
+    {
+        space.look_ups += 1;
+        space.details = processes.look_up(owner.pid, owner.start_ns);
+    }
+}
