@@ -1,7 +1,7 @@
-//! Makes a test fixture of a kernel: its BTF cut down to what the layout needs, the symbols of the functions that
-//! sdtrace wants, and the layout that follows from both.
+//! Makes a test fixture of a kernel from a folder with its whole `vmlinux.btf`, `kallsyms` and `release`: its BTF cut
+//! down to what the layout needs, the symbols of the functions that sdtrace wants, and the layout that follows.
 //!
-//! `cut-btf VMLINUX_BTF KALLSYMS OUT_FOLDER`
+//! `cut-btf KERNEL_FOLDER FIXTURE_FOLDER`; `cargo xtask fixtures` calls it.
 
 use std::error::Error;
 use std::path::Path;
@@ -13,15 +13,22 @@ use sdtrace::kernel::layout::Layout;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [whole, kallsyms, folder] = &arguments[..] else {
-        return Err("usage: cut-btf VMLINUX_BTF KALLSYMS OUT_FOLDER".into());
+    let [kernel, fixture] = &arguments[..] else {
+        return Err("usage: cut-btf KERNEL_FOLDER FIXTURE_FOLDER".into());
     };
-    let whole = fs::read(whole)?;
-    let kallsyms = fs::read_to_string(kallsyms)?;
+    let (kernel, fixture) = (Path::new(kernel), Path::new(fixture));
+    let whole = fs::read(kernel.join("vmlinux.btf"))?;
+    let kallsyms = fs::read_to_string(kernel.join("kallsyms"))?;
     let wanted: Vec<_> = Layout::wanted_functions().collect();
     let is_wanted = |line: &&str| {
-        let name = line.split_ascii_whitespace().nth(2).unwrap_or_default();
-        wanted.contains(&name.split('.').next().unwrap_or_default())
+        let mut fields = line.split_ascii_whitespace().skip(2);
+        let stem = fields
+            .next()
+            .unwrap_or_default()
+            .split('.')
+            .next()
+            .unwrap_or_default();
+        wanted.contains(&stem) && fields.next().is_none()
     };
     let symbols: String = kallsyms
         .lines()
@@ -29,20 +36,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         .flat_map(|line| [line, "\n"])
         .collect();
     let cut = btf::cut(&whole)?;
-    let resolve = |btf| -> Result<Layout, Box<dyn Error>> {
+    let resolve = |btf, symbols: &str| -> Result<Layout, Box<dyn Error>> {
         Ok(Layout::resolve(
             btf,
             Some(&Symbols::parse(symbols.as_bytes(), wanted.iter().copied())?),
         )?)
     };
-    let layout = resolve(&cut)?;
-    if layout != resolve(&whole)? {
+    let layout = resolve(&cut, &symbols)?;
+    if layout != resolve(&whole, &kallsyms)? {
         return Err("cutting changed the layout".into());
     }
-    let folder = Path::new(folder);
-    fs::create_dir_all(folder)?;
-    fs::write(folder.join("vmlinux.btf"), cut)?;
-    fs::write(folder.join("kallsyms"), symbols)?;
-    fs::write(folder.join("layout.txt"), layout.to_string())?;
+    fs::create_dir_all(fixture)?;
+    fs::write(fixture.join("vmlinux.btf"), cut)?;
+    fs::write(fixture.join("kallsyms"), symbols)?;
+    fs::write(fixture.join("layout.txt"), layout.to_string())?;
+    fs::copy(kernel.join("release"), fixture.join("release"))?;
     Ok(())
 }

@@ -66,7 +66,7 @@ fn every_fixture_resolves_to_its_committed_table() {
     }
 }
 
-/// Read off the same kernels with `bpftool btf dump`.
+/// Read off kernels of these series with `bpftool btf dump`.
 #[test]
 fn the_layouts_agree_with_what_another_tool_reads() {
     #[rustfmt::skip]

@@ -2,7 +2,8 @@
 
 mod guest;
 
-use crate::{build_ebpf, failure};
+use crate::kernels::Series;
+use crate::{build_ebpf, failure, fixtures};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -28,6 +29,12 @@ enum Task {
     },
     /// Boot a Debian kernel under emulation and run a command there.
     Guest(Box<guest::Arguments>),
+    /// Make the fixtures of the layout tests anew, from kernels booted under emulation.
+    Fixtures {
+        /// Only this series (6.12, …), which may be one that has no fixture yet; may be repeated.
+        #[arg(long, value_name = "SERIES")]
+        kernel: Vec<Series>,
+    },
 }
 
 /// Parses the command line, runs the task, and turns its end into an exit code: 2 for usage, 1 for failure, and for
@@ -49,6 +56,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf { check: true, .. } => build_ebpf::check()?,
         Task::BuildEbpf { .. } => build_ebpf::build()?,
         Task::Guest(arguments) => return guest::run(*arguments),
+        Task::Fixtures { kernel } => fixtures::make(&kernel)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@
 pub mod build_ebpf;
 pub mod cli;
 pub mod failure;
+pub mod fixtures;
 pub mod guest;
 pub mod kernels;
 pub mod provision;
