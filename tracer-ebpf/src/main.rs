@@ -40,16 +40,14 @@ use aya_ebpf::programs::{
 
 use crate::faults::Level;
 use crate::layout::*;
-use crate::memory::{Arguments, Direct, Probed};
+use crate::memory::{Arguments, Direct, Probed, bit};
 
 // clear_refs_write(file, buf, count, ppos)
 
 #[fentry]
 fn clear_refs_write_fentry(context: FEntryContext) -> u32 {
-    clear_entry(&Arguments::<8>::of_trampoline(
-        context.as_ptr(),
-        ARGS_CLEAR_REFS_WRITE.load(),
-    ))
+    let wanted = bit(ARG_CLEAR_REFS_WRITE_FILE.load()) | bit(ARG_CLEAR_REFS_WRITE_BUF.load());
+    clear_entry(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
 }
 
 #[kprobe]
@@ -72,7 +70,7 @@ fn clear_entry(arguments: &Arguments<8>) -> u32 {
 #[fexit]
 fn clear_refs_write_fexit(context: FExitContext) -> u32 {
     let count = ARGS_CLEAR_REFS_WRITE.load();
-    clears::returned(Arguments::<8>::of_trampoline(context.as_ptr(), count + 1).at(count) as i64);
+    clears::returned(Arguments::<8>::of_trampoline(context.as_ptr(), bit(count)).at(count) as i64);
     0
 }
 
@@ -86,8 +84,8 @@ fn clear_refs_write_kretprobe(context: RetProbeContext) -> u32 {
 
 #[fentry]
 fn clear_refs_test_walk_fentry(context: FEntryContext) -> u32 {
-    let arguments = Arguments::<8>::of_trampoline(context.as_ptr(), ARGS_CLEAR_REFS_TEST_WALK.load());
-    clears::reached_vma(arguments.at(ARG_CLEAR_REFS_TEST_WALK_WALK.load()));
+    let walk = ARG_CLEAR_REFS_TEST_WALK_WALK.load();
+    clears::reached_vma(Arguments::<8>::of_trampoline(context.as_ptr(), bit(walk)).at(walk));
     0
 }
 
@@ -102,15 +100,16 @@ fn clear_refs_test_walk_kprobe(context: ProbeContext) -> u32 {
 
 #[fentry]
 fn do_wp_page_fentry(context: FEntryContext) -> u32 {
-    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_DO_WP_PAGE.load());
-    faults::entry::<Direct>(arguments.at(ARG_DO_WP_PAGE_VMF.load()), Level::Pte, None, true);
+    let vmf = ARG_DO_WP_PAGE_VMF.load();
+    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), bit(vmf));
+    faults::entry::<Direct>(arguments.at(vmf), Level::Pte, None, true);
     0
 }
 
 #[fexit]
 fn do_wp_page_fexit(context: FExitContext) -> u32 {
     let count = ARGS_DO_WP_PAGE.load();
-    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), count + 1);
+    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), bit(count));
     faults::returned(arguments.at(count) as u32, Level::Pte);
     0
 }
@@ -133,16 +132,17 @@ fn do_wp_page_kretprobe(context: RetProbeContext) -> u32 {
 
 #[fentry]
 fn do_huge_pmd_wp_page_fentry(context: FEntryContext) -> u32 {
-    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_DO_HUGE_PMD_WP_PAGE.load());
-    let vmf = arguments.at(ARG_DO_HUGE_PMD_WP_PAGE_VMF.load());
-    faults::entry::<Direct>(vmf, Level::Pmd, orig_pmd(&arguments), true);
+    let vmf = ARG_DO_HUGE_PMD_WP_PAGE_VMF.load();
+    let wanted = bit(vmf) | bit(ARG_DO_HUGE_PMD_WP_PAGE_ORIG_PMD.load());
+    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), wanted);
+    faults::entry::<Direct>(arguments.at(vmf), Level::Pmd, orig_pmd(&arguments), true);
     0
 }
 
 #[fexit]
 fn do_huge_pmd_wp_page_fexit(context: FExitContext) -> u32 {
     let count = ARGS_DO_HUGE_PMD_WP_PAGE.load();
-    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), count + 1);
+    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), bit(count));
     faults::returned(arguments.at(count) as u32, Level::Pmd);
     0
 }
@@ -175,10 +175,12 @@ fn orig_pmd(arguments: &Arguments<2>) -> Option<u64> {
 
 #[fentry]
 fn mprotect_fixup_fentry(context: FEntryContext) -> u32 {
-    mprotect_entry(&Arguments::<8>::of_trampoline(
-        context.as_ptr(),
-        ARGS_MPROTECT_FIXUP.load(),
-    ))
+    let wanted = bit(ARG_MPROTECT_FIXUP_VMA.load())
+        | bit(ARG_MPROTECT_FIXUP_PPREV.load())
+        | bit(ARG_MPROTECT_FIXUP_START.load())
+        | bit(ARG_MPROTECT_FIXUP_END.load())
+        | bit(ARG_MPROTECT_FIXUP_NEWFLAGS.load());
+    mprotect_entry(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
 }
 
 #[kprobe]
@@ -204,7 +206,7 @@ fn mprotect_entry(arguments: &Arguments<8>) -> u32 {
 #[fexit]
 fn mprotect_fixup_fexit(context: FExitContext) -> u32 {
     let count = ARGS_MPROTECT_FIXUP.load();
-    mprotects::returned(Arguments::<8>::of_trampoline(context.as_ptr(), count + 1).at(count) as i32);
+    mprotects::returned(Arguments::<8>::of_trampoline(context.as_ptr(), bit(count)).at(count) as i32);
     0
 }
 
@@ -232,8 +234,8 @@ fn begin_new_exec_kprobe(_context: ProbeContext) -> u32 {
 
 #[fentry]
 fn exit_mmap_fentry(context: FEntryContext) -> u32 {
-    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), ARGS_EXIT_MMAP.load());
-    lifetimes::exits(arguments.at(ARG_EXIT_MMAP_MM.load()));
+    let mm = ARG_EXIT_MMAP_MM.load();
+    lifetimes::exits(Arguments::<2>::of_trampoline(context.as_ptr(), bit(mm)).at(mm));
     0
 }
 
@@ -248,10 +250,8 @@ fn exit_mmap_kprobe(context: ProbeContext) -> u32 {
 
 #[fentry]
 fn pagemap_read_fentry(context: FEntryContext) -> u32 {
-    pagemap_entry(&Arguments::<8>::of_trampoline(
-        context.as_ptr(),
-        ARGS_PAGEMAP_READ.load(),
-    ))
+    let wanted = bit(ARG_PAGEMAP_READ_FILE.load()) | bit(ARG_PAGEMAP_READ_BUF.load());
+    pagemap_entry(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
 }
 
 #[kprobe]

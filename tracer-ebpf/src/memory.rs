@@ -77,17 +77,19 @@ impl<const ROOM: usize> Arguments<ROOM> {
         self.0[position as usize & (ROOM - 1)]
     }
 
-    /// Takes `count` values from the context of a fentry program: the arguments in order. A fexit program
-    /// finds the return value behind them (`bpf_get_func_ret` came with 5.17 only).
+    /// Takes the values at the `wanted` positions (a set of bits) from the context of a fentry program: the
+    /// arguments in order. A fexit program finds the return value behind them (`bpf_get_func_ret` came with
+    /// 5.17 only). Nothing else is touched: `btf_ctx_access` refuses pointers to anything but structures, up to
+    /// 6.18 even `struct vm_area_struct **`.
     #[inline(always)]
-    pub fn of_trampoline(context: *mut c_void, count: u32) -> Self {
+    pub fn of_trampoline(context: *mut c_void, wanted: u32) -> Self {
         let context = context.cast::<u64>().cast_const();
         let mut values = [0; ROOM];
-        // One load for each position, at a constant offset: the verifier wants constants, and loads beyond the
-        // prototype lie in branches that it never takes.
+        // One load for each position, at a constant offset: the verifier wants constants. It knows `wanted`, so
+        // the branches that are not taken cost nothing.
         macro_rules! take {
             ($($index:literal)*) => {$(
-                if $index < ROOM && count > $index {
+                if $index < ROOM && wanted & (1 << $index) != 0 {
                     // SAFETY: the verifier checks the access against the prototype.
                     values[$index & (ROOM - 1)] = unsafe { core::ptr::read_volatile(context.add($index)) };
                 }
@@ -119,4 +121,10 @@ impl<const ROOM: usize> Arguments<ROOM> {
         }
         Self(values)
     }
+}
+
+/// The bit of a position, for [`Arguments::of_trampoline`]; nothing for a position that does not exist.
+#[inline(always)]
+pub fn bit(position: u32) -> u32 {
+    if position < 32 { 1 << position } else { 0 }
 }

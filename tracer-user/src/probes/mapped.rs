@@ -2,9 +2,10 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
+use std::os::fd::AsFd as _;
 use std::ptr::NonNull;
 
+use aya::maps::MapData;
 use bytemuck::Pod;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tracer_common::PAGE_SIZE;
@@ -16,6 +17,8 @@ pub struct MappedArray<T> {
     length: usize,
     entries: usize,
     entry: PhantomData<T>,
+    /// Programs that are loaded later name the map by its descriptor, so it stays open.
+    _map: MapData,
 }
 
 // SAFETY: the mapping belongs to the value; all access is by volatile words, as the kernel changes them anyway.
@@ -30,7 +33,7 @@ impl<T: Pod> MappedArray<T> {
     ///
     /// # Errors
     /// What mmap(2) says.
-    pub fn new(map: impl AsFd, entries: usize) -> io::Result<Self> {
+    pub fn new(map: MapData, entries: usize) -> io::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let page = usize::try_from(PAGE_SIZE).map_err(io::Error::other)?;
         let length = (entries * size_of::<T>()).next_multiple_of(page);
@@ -41,7 +44,7 @@ impl<T: Pod> MappedArray<T> {
                 length,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                map.as_fd(),
+                map.fd().as_fd(),
                 0,
             )?
         };
@@ -51,6 +54,7 @@ impl<T: Pod> MappedArray<T> {
             length,
             entries,
             entry: PhantomData,
+            _map: map,
         })
     }
 

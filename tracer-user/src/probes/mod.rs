@@ -204,7 +204,7 @@ impl Probes {
         let rows = Rows::take(&mut object, options.limits.rows)?;
         let mut map = |name: &'static str| object.take_map(name).with_context(|| format!("no map {name}"));
         let counters = match map("COUNTERS")? {
-            aya::maps::Map::Array(data) => MappedArray::new(data.fd(), (cpus * STRIP) as usize)
+            aya::maps::Map::Array(data) => MappedArray::new(data, (cpus * STRIP) as usize)
                 .context("the array of counters cannot be mapped")?,
             other => return Err(StartError::Other(anyhow::anyhow!("COUNTERS is {other:?}"))),
         };

@@ -25,7 +25,7 @@ impl Rows {
     pub fn take(object: &mut Ebpf, capacity: u32) -> Result<Self> {
         let mut map = |name: &'static str| object.take_map(name).with_context(|| format!("no map {name}"));
         let table = match map("ROWS")? {
-            aya::maps::Map::Array(data) => MappedArray::new(data.fd(), usize::try_from(capacity)?)
+            aya::maps::Map::Array(data) => MappedArray::new(data, usize::try_from(capacity)?)
                 .context("the array of rows cannot be mapped")?,
             other => anyhow::bail!("ROWS is {other:?}"),
         };

@@ -9,7 +9,7 @@ pub enum AttachMode {
     /// fentry and fexit, and for each probe that cannot be had so, kprobe and kretprobe.
     #[default]
     Auto,
-    /// fentry and fexit only.
+    /// The same as `auto`, by name.
     Fentry,
     /// kprobe and kretprobe only.
     Kprobe,
@@ -20,8 +20,7 @@ impl AttachMode {
     #[must_use]
     pub const fn mechanisms(self) -> &'static [Mechanism] {
         match self {
-            Self::Auto => &[Mechanism::Fentry, Mechanism::Kprobe],
-            Self::Fentry => &[Mechanism::Fentry],
+            Self::Auto | Self::Fentry => &[Mechanism::Fentry, Mechanism::Kprobe],
             Self::Kprobe => &[Mechanism::Kprobe],
         }
     }
