@@ -68,6 +68,7 @@ done
 tell "exit $status"
 
 for disk in /sys/class/nvme/nvme*; do
+    [ -e "$disk/serial" ] || continue
     [ "$(tr -d ' ' <"$disk/serial")" = sdtrace-out ] || continue
     if tar -C /out -cf "/dev/$(basename "$disk")n1" . 2>/run/tar.log; then
         sync

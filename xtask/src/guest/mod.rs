@@ -14,6 +14,8 @@
 
 pub mod console;
 pub mod cpio;
+pub mod forward;
+pub mod frames;
 pub mod initramfs;
 pub mod interrupt;
 pub mod qemu;
@@ -24,6 +26,7 @@ use crate::kernels::fetch::Kernel;
 use crate::kernels::modules::ModuleTree;
 use crate::provision::apt::PrivateApt;
 use crate::provision::{CacheLock, HostProgram, cache_dir, ensure_programs, place_atomically, say};
+use crate::workspace::build_static;
 use anyhow::{Context as _, Result, bail};
 use initramfs::GuestFile;
 use qemu::{Forward, Machine, Wiring};
@@ -193,6 +196,17 @@ impl Guest {
                 wanted.join(", ")
             ),
         };
+        // Without a network card connections go over a serial line of their own.
+        let by_serial = !network && !self.forwards.is_empty();
+        let agent = if by_serial {
+            Some(build_static("xtask", "forward-agent")?)
+        } else {
+            None
+        };
+        let mut listeners = Vec::new();
+        for forward in self.forwards.iter().filter(|_| by_serial) {
+            listeners.push((TcpListener::bind(("127.0.0.1", forward.host))?, forward.guest));
+        }
         remove_leftovers();
         let folder = tempfile::Builder::new()
             .prefix(&format!("{FOLDER_PREFIX}{}-", std::process::id()))
@@ -207,7 +221,7 @@ impl Guest {
                 environment: &self.environment,
                 command: &self.command,
                 files: &self.files,
-                forward_agent: None,
+                forward_agent: agent.as_deref(),
             },
         )?;
         let out_image = folder.path().join("out.img");
@@ -215,10 +229,8 @@ impl Guest {
             // Sparse: takes the room that the guest fills.
             fs::File::create(&out_image)?.set_len(OUT_IMAGE_BYTES)?;
         }
-        let sockets: Vec<PathBuf> = running::LINES
-            .iter()
-            .map(|name| folder.path().join(name))
-            .collect();
+        let lines = running::LINES.iter().take(if by_serial { 4 } else { 3 });
+        let sockets: Vec<PathBuf> = lines.map(|name| folder.path().join(name)).collect();
         let arguments = qemu::arguments(
             &self.machine,
             &Wiring {
@@ -233,6 +245,7 @@ impl Guest {
         Running::start(running::Boot {
             arguments,
             sockets,
+            listeners,
             folder,
             out: self.out.map(|folder| (out_image, folder)),
             timeout: self.timeout,

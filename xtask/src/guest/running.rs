@@ -1,12 +1,13 @@
 //! A booted guest: its serial lines, its end.
 
 use super::console::{Finding, Lines, judge};
-use super::interrupt;
 use super::qemu::Process;
+use super::{forward, interrupt};
 use crate::provision::run_quietly;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,8 +17,8 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What runs over ttyS0, ttyS1 and ttyS2.
-pub(super) const LINES: [&str; 3] = ["console", "command", "control"];
+/// What runs over ttyS0, ttyS1, ttyS2, and over ttyS3 where there is no network card.
+pub(super) const LINES: [&str; 4] = ["console", "command", "control", "forward"];
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct Report {
 pub(super) struct Boot {
     pub arguments: Vec<String>,
     pub sockets: Vec<PathBuf>,
+    /// Ports to carry over the fourth line, each with the guest's.
+    pub listeners: Vec<(TcpListener, u16)>,
     pub folder: TempDir,
     pub out: Option<(PathBuf, PathBuf)>,
     pub timeout: Duration,
@@ -79,6 +82,7 @@ pub(super) struct Boot {
 enum Event {
     Control(String),
     Finding(Finding),
+    Problem(String),
 }
 
 /// A guest that has been started.
@@ -132,15 +136,24 @@ impl Running {
         for listener in &listeners {
             streams.push(accept(listener, &mut process, &log)?);
         }
+        let forward_stream = streams.split_off(3).pop();
         let [console_stream, command_stream, control] = <[UnixStream; 3]>::try_from(streams)
-            .map_err(|_| anyhow::anyhow!("three serial lines are wired"))?;
+            .map_err(|_| anyhow::anyhow!("at least three serial lines are wired"))?;
         let (sender, events) = channel();
         let console = Arc::new(Mutex::new(String::new()));
-        let readers = vec![
+        let mut readers = vec![
             spawn_console_reader(console_stream, Arc::clone(&console), sender.clone()),
             spawn_command_reader(command_stream, boot.output),
-            spawn_control_reader(control.try_clone()?, sender),
+            spawn_control_reader(control.try_clone()?, sender.clone()),
         ];
+        if let Some(stream) = forward_stream {
+            let (writing, listeners) = (stream.try_clone()?, boot.listeners);
+            readers.push(spawn(move || {
+                if let Err(error) = forward::host(stream, writing, listeners) {
+                    let _ = sender.send(Event::Problem(format!("forwarded ports ended: {error}")));
+                }
+            }));
+        }
         Ok(Self {
             process,
             control,
@@ -268,6 +281,7 @@ impl Running {
                 self.progress.death.get_or_insert((Outcome::LockedUp(line), now));
             }
             Event::Finding(Finding::Warning(line)) => self.progress.warnings.push(line),
+            Event::Problem(problem) => self.progress.problems.push(problem),
             Event::Control(line) => self.progress.hear(&line, now.duration_since(self.started), now),
         }
     }
