@@ -285,6 +285,28 @@ fn sched_process_fork_raw(context: RawTracePointContext) -> u32 {
     0
 }
 
+// Programs that do nothing but count. The start-up attaches the kprobe for a moment to find out whether this
+// kernel counts the runs that it skips; the benches measure against both.
+
+#[kprobe]
+fn bare_kprobe(_context: ProbeContext) -> u32 {
+    count_bare()
+}
+
+#[fexit]
+fn bare_fexit(_context: FExitContext) -> u32 {
+    count_bare()
+}
+
+#[inline(always)]
+fn count_bare() -> u32 {
+    if let Some(cell) = maps::BARE.get_ptr_mut(0) {
+        // SAFETY: the verifier proves that `cell` is a map value; it belongs to this CPU.
+        unsafe { *cell += 1 };
+    }
+    0
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -6,7 +6,7 @@ use core::cell::UnsafeCell;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, RingBuf, Stack};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
 use tracer_common::counters::{Counter, STRIP, Stage};
 use tracer_common::settings::{Own, Settings};
 use tracer_common::table::{VmaKey, VmaRow};
@@ -74,6 +74,10 @@ pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// Who the daemon is.
 #[map]
 pub static OWN: Array<Own> = Array::with_max_entries(1, 0);
+
+/// What the bare counting programs count.
+#[map]
+pub static BARE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Adds to one cell that other programs may add to at the same time.
 ///

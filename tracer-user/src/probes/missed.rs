@@ -1,7 +1,8 @@
 //! Runs of probes that the kernel skipped, as far as it counts them.
 
 use aya::Ebpf;
-use aya::programs::Program;
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::{KProbe, Program};
 use serde::{Deserialize, Serialize};
 
 use super::object::fdinfo;
@@ -47,4 +48,36 @@ pub fn missed_runs(object: &Ebpf, active_is_counted: bool) -> Vec<MissedRuns> {
         }
     }
     all
+}
+
+/// A function that every lookup in a per-CPU array by bpf(2) calls while `bpf_prog_active` is set on that CPU
+/// (`bpf_map_copy_value`).
+const INSIDE_A_LOOKUP: &str = "bpf_percpu_array_copy";
+
+/// Finds out whether this kernel counts the kprobe runs that it skips because of `bpf_prog_active`, by making it
+/// skip some: a counting kprobe on a function inside of bpf(2), and look-ups that call it. Kernels count them
+/// since dd8657894c11 (6.7). `None` if it could not be tried; then it has to be taken for no.
+#[must_use]
+pub fn skipped_runs_are_counted(object: &mut Ebpf, bare: &PerCpuArray<MapData, u64>) -> Option<bool> {
+    const LOOKUPS: u64 = 8;
+    let program = object.program_mut("bare_kprobe")?;
+    let kprobe: &mut KProbe = program.try_into().ok()?;
+    if let Err(error) = kprobe
+        .load()
+        .and_then(|()| kprobe.attach(INSIDE_A_LOOKUP, 0).map(drop))
+    {
+        tracing::debug!(%error, "cannot find out whether skipped kprobe runs are counted");
+        // Not loaded or not attached; either way nothing must stay.
+        let _ = kprobe.unload();
+        return None;
+    }
+    for _ in 0..LOOKUPS {
+        bare.get(&0, 0).ok()?;
+    }
+    let skipped = fdinfo(object.program("bare_kprobe")?, "recursion_misses");
+    let kprobe: &mut KProbe = object.program_mut("bare_kprobe")?.try_into().ok()?;
+    kprobe.unload().ok()?;
+    let ran: u64 = bare.get(&0, 0).ok()?.iter().sum();
+    // A kernel that runs them all has nothing to count.
+    Some(ran + skipped.unwrap_or(0) >= LOOKUPS)
 }

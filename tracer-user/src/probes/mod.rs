@@ -1,6 +1,7 @@
 //! The kernel side, driven from here: load, attach, self-test, adopt, read.
 
 pub mod adopt;
+mod bare;
 pub mod counters;
 mod hooks;
 mod mapped;
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use thiserror::Error;
 use tracer_common::counters::STRIP;
 use tracer_common::records::{DecodeError, Record};
@@ -27,6 +28,7 @@ use tracer_common::settings::{
 };
 use tracer_common::tracked::Tracked;
 
+pub use self::bare::Bare;
 use self::counters::Counters;
 use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
@@ -155,6 +157,7 @@ pub struct Probes {
     settings: Array<MapData, Settings>,
     own: Array<MapData, Own>,
     tracked: HashMap<MapData, u64, Tracked>,
+    bare: PerCpuArray<MapData, u64>,
     live: Box<Settings>,
     limits: Limits,
     undecoded: u64,
@@ -191,6 +194,8 @@ impl Probes {
             return Err(StartError::Probes(all));
         }
         self_test::run(&mut probes).map_err(StartError::SelfTest)?;
+        probes.active_is_counted =
+            missed::skipped_runs_are_counted(&mut probes.object, &probes.bare).unwrap_or(false);
         probes.go_live()?;
         if let Some(mechanism) = start_hook.verdict.mechanism() {
             object::detach(&mut probes.object, &START_HOOK, mechanism, options.fault_return);
@@ -216,6 +221,7 @@ impl Probes {
             settings: Array::try_from(map("SETTINGS")?).map_err(other)?,
             own: Array::try_from(map("OWN")?).map_err(other)?,
             tracked: HashMap::try_from(map("TRACKED")?).map_err(other)?,
+            bare: PerCpuArray::try_from(map("BARE")?).map_err(other)?,
             verdicts: Vec::new(),
             live,
             limits: options.limits,
