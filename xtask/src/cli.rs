@@ -3,7 +3,7 @@
 mod guest;
 
 use crate::kernels::Series;
-use crate::{build_ebpf, failure, fixtures};
+use crate::{build_ebpf, failure, fixtures, suites};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -29,6 +29,20 @@ enum Task {
     },
     /// Boot a Debian kernel under emulation and run a command there.
     Guest(Box<guest::Arguments>),
+    /// Run every test: lints, unit tests, the eBPF object, the guests.
+    ///
+    /// Ends with a line that counts the steps; exit 1 if one failed.
+    Test {
+        /// Also what is too long for continuous integration: every kernel that the suites offer.
+        #[arg(long)]
+        full: bool,
+        /// List the steps, and end.
+        #[arg(long, conflicts_with = "only")]
+        list: bool,
+        /// Only this step; may be repeated.
+        #[arg(long, value_name = "STEP")]
+        only: Vec<String>,
+    },
     /// Make the fixtures of the layout tests anew, from kernels booted under emulation.
     Fixtures {
         /// Only this series (6.12, …), which may be one that has no fixture yet; may be repeated.
@@ -56,6 +70,20 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf { check: true, .. } => build_ebpf::check()?,
         Task::BuildEbpf { .. } => build_ebpf::build()?,
         Task::Guest(arguments) => return guest::run(*arguments),
+        Task::Test { full, list, only } => {
+            let steps = suites::steps(if full {
+                suites::Extent::Full
+            } else {
+                suites::Extent::Usual
+            });
+            if list {
+                for step in &steps {
+                    println!("{:<24}{}", step.name, step.shows);
+                }
+            } else {
+                suites::run(&steps, &only)?;
+            }
+        }
         Task::Fixtures { kernel } => fixtures::make(&kernel)?,
     }
     Ok(ExitCode::SUCCESS)

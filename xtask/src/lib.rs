@@ -15,4 +15,5 @@ pub mod fixtures;
 pub mod guest;
 pub mod kernels;
 pub mod provision;
+pub mod suites;
 pub mod workspace;

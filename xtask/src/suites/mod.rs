@@ -1,0 +1,185 @@
+//! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
+
+pub mod transport;
+
+use crate::build_ebpf;
+use crate::failure::Usage;
+use crate::kernels::fetch::Kernels;
+use crate::kernels::{Series, Wanted};
+use crate::provision::say;
+use crate::workspace::{clean_command, target_dir};
+use anyhow::{Context as _, Result, bail};
+use std::time::{Duration, Instant};
+
+/// How much is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What fits into one run of continuous integration.
+    Usual,
+    /// Everything.
+    Full,
+}
+
+/// One step: a name to ask for it by, what it shows, and the work.
+pub struct Step {
+    /// Name, unique among the steps.
+    pub name: &'static str,
+    /// What passing means.
+    pub shows: &'static str,
+    run: Box<dyn Fn() -> Result<()>>,
+}
+
+impl Step {
+    /// A step that passes when `run` returns without an error.
+    pub fn new(name: &'static str, shows: &'static str, run: impl Fn() -> Result<()> + 'static) -> Self {
+        Self {
+            name,
+            shows,
+            run: Box::new(run),
+        }
+    }
+}
+
+/// All steps, the quickest to fail first. Suites that boot guests are appended here.
+#[must_use]
+pub fn steps(extent: Extent) -> Vec<Step> {
+    vec![
+        Step::new("fmt", "every file is formatted", || {
+            cargo(&["fmt", "--all", "--check"])
+        }),
+        Step::new("clippy-user", "no lint on the user side", || {
+            cargo(&[
+                "clippy",
+                "--locked",
+                "--workspace",
+                "--exclude",
+                "tracer-ebpf",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ])
+        }),
+        Step::new("clippy-ebpf", "no lint in the eBPF crate", build_ebpf::clippy),
+        Step::new(
+            "object",
+            "the committed eBPF object is what its source builds",
+            build_ebpf::check,
+        ),
+        Step::new("unit", "unit and property tests pass", || {
+            cargo(&["test", "--locked", "--workspace", "--exclude", "tracer-ebpf"])
+        }),
+        Step::new(
+            "guest-transport",
+            "static programs and HTTP work in a guest of every kernel",
+            move || transport::run(&series(extent)?),
+        ),
+    ]
+}
+
+/// The kernels that guests are booted with: the ones that users run, or all that the suites offer.
+fn series(extent: Extent) -> Result<Vec<Wanted>> {
+    const USUAL: [Series; 4] = [
+        Series { major: 5, minor: 10 },
+        Series { major: 6, minor: 1 },
+        Series { major: 6, minor: 12 },
+        Series { major: 6, minor: 18 },
+    ];
+    if extent == Extent::Usual {
+        return Ok(USUAL
+            .into_iter()
+            .map(Wanted::Series)
+            .chain([Wanted::Newest])
+            .collect());
+    }
+    let offers = Kernels::open()?.list(false)?;
+    Ok(offers
+        .into_iter()
+        .map(|offer| Wanted::Series(offer.candidate.series))
+        .collect())
+}
+
+/// Runs the steps named in `only` (all when empty) to the end, whatever fails, and tells the count.
+pub fn run(steps: &[Step], only: &[String]) -> Result<()> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !steps.iter().any(|step| step.name == **name))
+    {
+        let names: Vec<_> = steps.iter().map(|step| step.name).collect();
+        return Err(Usage(format!(
+            "no step is called {unknown}; there are: {}",
+            names.join(", ")
+        ))
+        .into());
+    }
+    let mut results: Vec<(&str, Duration, Option<String>)> = Vec::new();
+    for step in steps
+        .iter()
+        .filter(|step| only.is_empty() || only.iter().any(|name| name == step.name))
+    {
+        say(&format!("step {}: {}", step.name, step.shows));
+        let started = Instant::now();
+        let failure = (step.run)().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            say(&format!("step {} failed: {failure}", step.name));
+        }
+        results.push((step.name, started.elapsed(), failure));
+    }
+    println!();
+    for (name, time, failure) in &results {
+        let verdict = if failure.is_some() { "FAILED" } else { "ok" };
+        println!("{name:<24}{verdict:<8}{:>7.1} s", time.as_secs_f64());
+    }
+    let failed = results.iter().filter(|(_, _, failure)| failure.is_some()).count();
+    // Alone on its line: continuous integration reads it.
+    println!("{} passed, {failed} failed", results.len() - failed);
+    if failed > 0 {
+        bail!("{failed} of {} steps failed", results.len());
+    }
+    Ok(())
+}
+
+/// A cargo run in the workspace, with its output shown.
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let mut cargo = clean_command("cargo");
+    let status = cargo
+        .args(arguments)
+        .env("CARGO_TARGET_DIR", target_dir())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failing_step_fails_the_run_and_the_others_still_run() {
+        let ran = std::rc::Rc::new(std::cell::Cell::new(false));
+        let seen = std::rc::Rc::clone(&ran);
+        let steps = [
+            Step::new("bad", "", || bail!("no")),
+            Step::new("good", "", move || {
+                seen.set(true);
+                Ok(())
+            }),
+        ];
+        assert_eq!(run(&steps, &[]).unwrap_err().to_string(), "1 of 2 steps failed");
+        assert!(ran.get());
+        assert!(run(&steps, &["good".into()]).is_ok());
+        assert!(run(&steps, &["ugly".into()]).is_err());
+    }
+
+    #[test]
+    fn step_names_are_unique() {
+        let steps = steps(Extent::Full);
+        let mut names: Vec<_> = steps.iter().map(|step| step.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), steps.len());
+    }
+}
