@@ -184,6 +184,7 @@ fn cost() -> Result<()> {
             filters,
             ..ProbeOptions::default()
         })?;
+        anyhow::ensure!(probes.live_births()?.is_empty(), "something is tracked already");
         rounds(nothing, &memory)?;
         other.track(&mut probes)?;
         rounds(untracked, &memory)?;

@@ -9,8 +9,9 @@ use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP, VM_SHARED, VM_WRITE, from_smap
 /// Whether the text of `/proc/PID/smaps` shows a process whose soft-dirty bits were cleared: an ordinary private
 /// writable VMA without `sd` among its flags.
 ///
-/// Only such VMAs prove it. Special mappings (vvar, vdso, vsyscall) never carry the bit, and a hugetlb or
-/// PFN mapping is not tracked.
+/// Only such VMAs prove it. Special mappings (vvar, vdso, vsyscall) never carry the bit, a hugetlb or PFN mapping
+/// is not tracked, and the stack loses the bit at every exec (`setup_arg_pages` gives `mprotect_fixup` flags
+/// without it; seen on 6.1).
 ///
 /// # Errors
 /// If the text cannot be read; the process may have exited.
@@ -30,7 +31,7 @@ pub fn is_armed_process(smaps: impl BufRead) -> io::Result<bool> {
                 .next()
                 .is_some_and(|range| range.contains('-'))
         {
-            special = ["[vvar", "[vdso]", "[vsyscall]"]
+            special = ["[stack]", "[vvar", "[vdso]", "[vsyscall]"]
                 .iter()
                 .any(|name| line.contains(name));
         }
@@ -87,6 +88,9 @@ mod tests {
     #[test]
     fn special_and_untracked_mappings_prove_nothing() {
         assert!(!armed("1000-2000 r--p 0 0:0 0 [vvar]\nVmFlags: rd wr mr pf\n"));
+        assert!(!armed(
+            "1000-2000 rw-p 0 0:0 0 [stack]\nVmFlags: rd wr mr mw me gd ac\n"
+        ));
         assert!(!armed("1000-2000 rw-p 0 0:0 0 [vdso]\nVmFlags: rd wr mr mw\n"));
         assert!(!armed("1000-2000 rw-s 0 0:0 0 /dev/x\nVmFlags: rd wr sh\n"));
         assert!(!armed("1000-2000 rw-p 0 0:0 0 /h\nVmFlags: rd wr ht\n"));
