@@ -16,4 +16,5 @@ pub mod guest;
 pub mod kernels;
 pub mod provision;
 pub mod suites;
+pub mod workload;
 pub mod workspace;
