@@ -1,5 +1,9 @@
 //! sdtrace, the user side.
 
+pub mod cli;
+pub mod commands;
+pub mod export;
 pub mod kernel;
 pub mod ledger;
 pub mod probes;
+pub mod processes;

@@ -28,6 +28,7 @@ pub use counts::{Counts, fault_counter, fault_kind_labels};
 pub use epoch::EndReason;
 pub use limits::{LimitError, Limits};
 pub use loss::{Incompleteness, Losses};
+pub(crate) use snapshot::{CLEAR_RESULTS, clear_result, clear_times};
 pub use snapshot::{Summary, Surroundings};
 pub use sources::{Clock, LiveAddressSpaces, ProcessDetails, ProcessInfo, VmaTable};
 pub use space::Origin;
@@ -146,21 +147,20 @@ impl Ledger {
     /// Looks at the table: takes in what was counted, settles, releases rows and memory. To be called after
     /// the records that are there have been applied, at least once a second and before every dump.
     /// Returns what went wrong when rows were released; they are tried again the next time.
-    pub fn look(
+    pub fn look<K: VmaTable + LiveAddressSpaces>(
         &mut self,
-        table: &mut dyn VmaTable,
-        live: &mut dyn LiveAddressSpaces,
+        kernel: &mut K,
         processes: &dyn ProcessInfo,
         now_ns: u64,
     ) -> Vec<anyhow::Error> {
         let mut ends = Ends::new();
-        let mut errors = self.reconcile(live, now_ns, &mut ends);
-        self.scan(table, now_ns);
+        let mut errors = self.reconcile(kernel, now_ns, &mut ends);
+        self.scan(kernel, now_ns);
         self.settle(now_ns, &mut ends);
         // After settling: an epoch must meet one scan before it can settle.
         self.note_gaps(now_ns);
         self.count_ends(&ends);
-        errors.extend(self.release_rows(table, now_ns));
+        errors.extend(self.release_rows(kernel, now_ns));
         self.fold();
         for space in self
             .spaces

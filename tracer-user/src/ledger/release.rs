@@ -6,8 +6,12 @@ use super::rows::{RowView, newest_meeting};
 use super::space::{Phase, Space};
 use super::{Ledger, VmaTable};
 
-/// How long a retired row is left alone: a program that found it before it left the index has ended by then.
-const QUARANTINE_NS: u64 = 1_000_000_000;
+/// How long a retired row is left alone: a fault that found it before it left the index has returned by then.
+/// A fault holds the lock that a clear needs, so it cannot sleep through the two clears that make its row
+/// stale, unless the kernel drops the lock for it while it waits for writeback (`fault_dirty_shared_page`).
+const QUARANTINE_NS: u64 = 10_000_000_000;
+/// The same for an address space that is gone: nobody can fault in it any more.
+const ENDED_QUARANTINE_NS: u64 = 1_000_000_000;
 
 /// Whether neither of the last two clears nor anything since met this row.
 fn is_stale(row: &VmaRow, space: &Space) -> bool {
@@ -15,6 +19,13 @@ fn is_stale(row: &VmaRow, space: &Space) -> bool {
         Phase::Live => newest_meeting(row) + 2 <= space.newest(),
         Phase::Ending { .. } => false,
         Phase::Ended { .. } => true,
+    }
+}
+
+fn quarantine(space: &Space) -> u64 {
+    match space.phase {
+        Phase::Live | Phase::Ending { .. } => QUARANTINE_NS,
+        Phase::Ended { .. } => ENDED_QUARANTINE_NS,
     }
 }
 
@@ -31,7 +42,7 @@ impl Ledger {
                 None => {
                     let row = table.row(slot);
                     // A row that was made a moment ago has no epochs yet.
-                    let settled_in = now_ns >= state.first_met + QUARANTINE_NS;
+                    let settled_in = now_ns >= state.first_met + ENDED_QUARANTINE_NS;
                     if is_stale(&row, space) && settled_in && state.pending == super::Counts::default() {
                         match table.retire(slot, &row.key) {
                             Ok(()) => state.retired_at = Some(now_ns),
@@ -39,7 +50,7 @@ impl Ledger {
                         }
                     }
                 }
-                Some(retired_at) if now_ns >= retired_at + QUARANTINE_NS => {
+                Some(retired_at) if now_ns >= retired_at + quarantine(space) => {
                     // Nobody can count here any more; what came during the quarantine is the last.
                     let row = table.row(slot);
                     let view = RowView {

@@ -42,6 +42,8 @@ pub struct Summary {
     pub folded_epochs: u64,
     /// VMA states that were given up to save memory.
     pub folded_vmas: u64,
+    /// Rows of the table that are in use.
+    pub rows: u64,
     /// Whether something is missing.
     pub incomplete: bool,
 }
@@ -55,6 +57,7 @@ impl Ledger {
             folded_spaces: self.folded_spaces,
             folded_epochs: self.folded_epochs,
             folded_vmas: self.folded_vmas,
+            rows: self.rows.len() as u64,
             incomplete: !self.incomplete().is_empty(),
             ..Summary::default()
         };
@@ -205,7 +208,7 @@ fn process(task: &TaskIdentity) -> dump::Process {
 }
 
 /// Wait and hold of a clear in nanoseconds; `None` if it reached no VMA.
-pub(super) fn clear_times(record: &ClearRecord) -> Option<(u64, u64)> {
+pub(crate) fn clear_times(record: &ClearRecord) -> Option<(u64, u64)> {
     (record.first_walk_ns != 0).then(|| {
         (
             record.first_walk_ns.saturating_sub(record.entry_ns),
@@ -227,7 +230,7 @@ fn clear(record: &ClearRecord) -> dump::Clear {
 }
 
 /// How a clear ended: a label of the metric of clears.
-pub(super) fn clear_result(record: &ClearRecord) -> &'static str {
+pub(crate) fn clear_result(record: &ClearRecord) -> &'static str {
     match record.status {
         _ if record.result < 0 => "failed",
         CLEAR_FILTERED => "filtered",
@@ -236,6 +239,9 @@ pub(super) fn clear_result(record: &ClearRecord) -> &'static str {
         _ => "tracked",
     }
 }
+
+/// Every value of [`clear_result`].
+pub(crate) const CLEAR_RESULTS: [&str; 5] = ["tracked", "filtered", "untracked", "reached_nothing", "failed"];
 
 fn other_clear(record: &ClearRecord) -> dump::OtherClear {
     dump::OtherClear {

@@ -88,8 +88,8 @@ impl World {
             self.ledger.apply(record, &self.kernel, now);
         }
         self.ledger.note_losses(losses, now);
-        let (mut table, mut live) = (self.kernel.clone(), self.kernel.clone());
-        let errors = self.ledger.look(&mut table, &mut live, &self.kernel, now);
+        let mut kernel = self.kernel.clone();
+        let errors = self.ledger.look(&mut kernel, &self.kernel, now);
         assert!(errors.is_empty(), "{errors:?}");
     }
 

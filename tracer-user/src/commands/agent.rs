@@ -1,0 +1,251 @@
+//! The task that owns the probes and the ledger: it takes in records, looks at the rows, and answers the
+//! exporters.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracer_common::classify::Outcome;
+use tracer_common::counters::{Counter, Stage};
+use tracer_common::records::{FaultRecord, Record};
+use tracer_common::table::{VmaKey, VmaRow};
+
+use crate::export::metrics::Metrics;
+use crate::export::metrics::reading::{MapUsage, Reading};
+use crate::export::source::{Owner, Readiness, Request};
+use crate::ledger::dump::Dump;
+use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
+use crate::probes::verdict::{Mechanism, Verdict};
+use crate::probes::{Probes, mechanism_of};
+use crate::processes::{Procfs, SystemClock};
+
+/// How often the rows are looked at when no record comes.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Looking at the rows may take this share of one CPU: one part in so many.
+const SHARE: u32 = 5;
+/// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+impl VmaTable for Probes {
+    fn capacity(&self) -> u32 {
+        self.rows().capacity()
+    }
+
+    fn row(&self, slot: u32) -> VmaRow {
+        self.rows().row(slot)
+    }
+
+    fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        for (slot, row) in self.rows().used() {
+            visit(slot, &row);
+        }
+    }
+
+    fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {
+        self.rows_mut().retire(key)
+    }
+
+    fn recycle(&mut self, slot: u32) -> Result<()> {
+        self.rows_mut().recycle(slot)
+    }
+}
+
+impl LiveAddressSpaces for Probes {
+    fn live_births(&mut self) -> Result<Vec<u64>> {
+        Self::live_births(self)
+    }
+}
+
+/// A descriptor of the ring buffer of our own, to wait for records.
+fn records_to_wait_for(probes: &Probes) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the probes hold the descriptor open, and outlive this borrow of it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(probes.records_fd()) };
+    let owned = borrowed.try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` gives the same open descriptor as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(owned, Interest::READABLE) }?)
+}
+
+/// Owns the probes and the ledger.
+pub(super) struct Agent {
+    probes: Probes,
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    surroundings: Surroundings,
+    fault_times_measured: bool,
+    records: Vec<Record>,
+}
+
+impl Agent {
+    pub(super) fn new(
+        probes: Probes,
+        limits: Limits,
+        fault_return: bool,
+        metrics: Arc<Metrics>,
+        surroundings: Surroundings,
+    ) -> Self {
+        let mechanism = mechanism_of(probes.verdicts(), "do_wp_page");
+        Self {
+            fault_times_measured: mechanism == Some(Mechanism::Fentry) || fault_return,
+            probes,
+            ledger: Ledger::new(limits),
+            metrics,
+            surroundings,
+            records: Vec::new(),
+        }
+    }
+
+    /// Whether everything that was asked for is attached.
+    pub(super) fn readiness(&self) -> Readiness {
+        let broken = self
+            .probes
+            .verdicts()
+            .iter()
+            .filter_map(|verdict| match &verdict.verdict {
+                Verdict::Broken { why } => Some(format!("the probe on {} is broken: {why}", verdict.probe)),
+                Verdict::Attached { .. } | Verdict::Unsupported { .. } => None,
+            });
+        Readiness::of(broken.collect())
+    }
+
+    /// Works until `end` is ready; then takes in what is left and says how things stand.
+    ///
+    /// # Errors
+    /// If the ring buffer cannot be waited for.
+    pub(super) async fn work(mut self, mut owner: Owner, end: impl Future<Output = ()>) -> Result<Reading> {
+        let waiting = records_to_wait_for(&self.probes).context("the ring buffer cannot be waited for")?;
+        let mut period = tokio::time::interval(PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        owner.readiness.send_replace(self.readiness());
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => break,
+                Some(request) = owner.requests.recv() => self.answer(request),
+                ready = waiting.readable() => {
+                    ready.context("the ring buffer cannot be waited for")?.clear_ready();
+                    self.turn_and_rest(&mut owner).await;
+                }
+                _ = period.tick() => {
+                    self.turn();
+                }
+            }
+        }
+        self.turn();
+        Ok(self.reading())
+    }
+
+    /// A turn, then a pause in which only questions are answered: a tracker that clears in a tight loop must not
+    /// make us look at the rows all the time.
+    async fn turn_and_rest(&mut self, owner: &mut Owner) {
+        let start = Instant::now();
+        self.turn();
+        let pause = (start.elapsed() * (SHARE - 1)).min(LONGEST_PAUSE);
+        let rest = tokio::time::sleep(pause);
+        let mut rest = std::pin::pin!(rest);
+        loop {
+            tokio::select! {
+                () = &mut rest => return,
+                Some(request) = owner.requests.recv() => self.answer(request),
+            }
+        }
+    }
+
+    /// Takes in all waiting records, then looks at the rows.
+    fn turn(&mut self) {
+        let mut records = std::mem::take(&mut self.records);
+        self.probes.drain(&mut records);
+        let now_ns = SystemClock.monotonic_ns();
+        for record in records.drain(..) {
+            match &record {
+                Record::Clear(clear) => self.metrics.count_clear(clear),
+                Record::Fault(fault) => log_fault(fault),
+                Record::Track(_) | Record::Exec(_) | Record::Exit(_) => {}
+            }
+            self.ledger.apply(&record, &Procfs, now_ns);
+        }
+        self.records = records;
+        let sums = self.probes.counters().sums();
+        let stages = Stage::ALL.map(|stage| (stage, sums.get(Counter::Stage(stage))));
+        let losses = Losses {
+            stages: stages.into_iter().collect(),
+            undecodable: self.probes.undecoded(),
+        };
+        self.ledger.note_losses(losses, now_ns);
+        for error in self.ledger.look(&mut self.probes, &Procfs, now_ns) {
+            tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        self.turn();
+        // Whoever asked may have gone; that is no matter.
+        match request {
+            Request::Reading(answer) => drop(answer.send(self.reading())),
+            Request::Dump(answer) => drop(answer.send(self.dump())),
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        let ledger = self.ledger.summary();
+        let limits = self.probes.limits();
+        let maps = vec![
+            MapUsage {
+                map: "address_spaces",
+                entries: ledger.live.iter().sum(),
+                capacity: u64::from(limits.address_spaces),
+            },
+            MapUsage {
+                map: "rows",
+                entries: ledger.rows,
+                capacity: u64::from(limits.rows),
+            },
+        ];
+        Reading {
+            counters: self.probes.counters().sums(),
+            ledger,
+            verdicts: self.probes.verdicts().to_vec(),
+            missed: self.probes.missed_runs(),
+            maps,
+            undecodable: self.probes.undecoded(),
+            fault_times_measured: self.fault_times_measured,
+            unreadable_at_start: self.probes.unreadable_at_start as u64,
+            ready: false,
+        }
+    }
+
+    fn dump(&self) -> Dump {
+        let unlinked = self.probes.counters().sums().get(Counter::Stage(Stage::Unlinked));
+        self.ledger.dump(
+            self.probes.limits().rows,
+            unlinked,
+            &self.surroundings,
+            &SystemClock,
+        )
+    }
+}
+
+/// One line for each fault, with `--trace-faults`.
+fn log_fault(fault: &FaultRecord) {
+    let outcome = usize::try_from(fault.outcome)
+        .ok()
+        .and_then(|at| Outcome::ALL.get(at));
+    tracing::info!(
+        target: "sdtrace::fault",
+        time_ns = fault.header.time_ns,
+        birth = fault.birth,
+        initial_tid = fault.initial_tid,
+        epoch = fault.epoch,
+        address = format!("{:#x}", fault.address),
+        vma_start = format!("{:#x}", fault.vma_start),
+        vm_flags = format!("{:#x}", fault.vm_flags),
+        page_prot = format!("{:#x}", fault.page_prot),
+        entry = format!("{:#x}", fault.entry),
+        huge = fault.huge != 0,
+        outcome = outcome.map_or("unknown", |outcome| outcome.label()),
+        "fault"
+    );
+}

@@ -1,0 +1,42 @@
+//! The commands of the binary.
+
+mod agent;
+mod check;
+mod dump;
+mod preflight;
+mod round_trip;
+mod run;
+mod summary;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::Command;
+use crate::export::metrics;
+use crate::probes::self_test_child;
+
+/// Does what was asked for.
+///
+/// # Errors
+/// A failure, or a [`crate::cli::UsageError`].
+pub fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Dump(arguments) => dump::dump(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
+        Command::MetricsDocs => {
+            print!("{}", metrics::documentation()?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// A runtime for what waits for the network and for records.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
+}

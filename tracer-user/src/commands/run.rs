@@ -1,0 +1,202 @@
+//! `sdtrace run`.
+
+use std::process;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::agent::Agent;
+use super::summary::Summary;
+use super::{preflight, round_trip};
+use crate::cli::{LogFormat, RunArgs};
+use crate::export::http::{self, Exporter};
+use crate::export::metrics::reading::Reading;
+use crate::export::metrics::{Facts, Metrics};
+use crate::export::source::{self, Owner};
+use crate::kernel::survey::Survey;
+use crate::ledger::{Limits, Surroundings};
+use crate::probes::verdict::{AttachMode, ProbeVerdict, Verdict};
+use crate::probes::{Filters, ProbeOptions, Probes};
+use crate::processes;
+
+/// Traces until it is told to end.
+pub(super) fn run(arguments: &RunArgs) -> Result<()> {
+    let limits = arguments.checked_limits()?;
+    log_to_stderr(arguments);
+    let options = ProbeOptions {
+        attach: arguments.attach,
+        fault_return: arguments.fault_return,
+        trace_faults: arguments.trace_faults,
+        filters: filters(arguments)?,
+        ..ProbeOptions::default()
+    };
+    let runtime = super::runtime()?;
+    let reading = runtime.block_on(trace(arguments, options, limits));
+    // A start that a signal interrupted may still be under way on another thread; the kernel detaches what it
+    // has attached when the process ends.
+    runtime.shutdown_background();
+    if let (Some(reading), Some(_)) = (reading?, arguments.duration) {
+        let summary = Summary::of(&reading);
+        match arguments.log_format {
+            LogFormat::Text => print!("{}", summary.table()),
+            LogFormat::Json => println!("{}", serde_json::to_string(&summary)?),
+        }
+    }
+    Ok(())
+}
+
+fn log_to_stderr(arguments: &RunArgs) {
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(arguments.log_level);
+    let result = match arguments.log_format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // Only a second subscriber fails, and then the first one logs.
+    drop(result);
+}
+
+fn filters(arguments: &RunArgs) -> Result<Filters> {
+    let cgroups = arguments.cgroups.iter().map(|path| processes::cgroup_id(path));
+    Ok(Filters {
+        pids: arguments.pids.clone(),
+        comms: arguments.comms.clone(),
+        cgroups: cgroups.collect::<Result<_>>()?,
+    })
+}
+
+/// Everything that keeps sdtrace from working, in one line.
+fn preflight(attach: AttachMode) -> Result<()> {
+    let survey = Survey::of_this_machine(attach != AttachMode::Fentry);
+    let round_trips = round_trip::round_trips().map_err(|error| format!("{error:#}"));
+    let problems = preflight::problems(&survey, attach, &round_trips);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    Err(anyhow!("{} (`sdtrace check` tells more)", lines.join(". ")))
+}
+
+async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Result<Option<Reading>> {
+    let mut ending = Ending::new()?;
+    preflight(options.attach)?;
+    let listener = http::bind(arguments.listen).await?;
+    let listen = listener.local_addr()?;
+    let surroundings = Surroundings {
+        kernel: processes::kernel_release(),
+        pid_namespace: processes::pid_namespace().context("/proc/self/ns/pid")?,
+    };
+    let metrics = Arc::new(Metrics::new(&Facts {
+        kernel: surroundings.kernel.clone(),
+        started: SystemTime::now(),
+    })?);
+    let (source, owner) = source::channel();
+    let exporter = Exporter {
+        source,
+        metrics: Arc::clone(&metrics),
+    };
+    let (end_server, mut server_ends) = watch::channel(());
+    let server = tokio::spawn(http::serve(listener, exporter, async move {
+        // An error means that the sender is gone: that is the end, too.
+        drop(server_ends.changed().await);
+    }));
+    tracing::info!(
+        kernel = surroundings.kernel,
+        pid_namespace = surroundings.pid_namespace,
+        own_pid = process::id(),
+        "pids are those of sdtrace's own pid namespace pid:[{}]",
+        surroundings.pid_namespace
+    );
+
+    let fault_return = options.fault_return;
+    let started = tokio::task::spawn_blocking(move || Probes::start(&options));
+    let probes = tokio::select! {
+        started = started => started.context("the start-up broke off")??,
+        () = ending.wait() => return Ok(None),
+    };
+    for verdict in probes.verdicts() {
+        log_verdict(verdict);
+    }
+    if probes.unreadable_at_start > 0 {
+        tracing::warn!(
+            processes = probes.unreadable_at_start,
+            "processes could not be read; one of them may be armed and is not tracked before its next clear"
+        );
+    }
+    let agent = Agent::new(probes, limits, fault_return, metrics, surroundings);
+    let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
+    tracing::info!("detached");
+    drop(end_server);
+    // A scrape that is under way gets its answer, unless it takes too long.
+    if tokio::time::timeout(std::time::Duration::from_secs(2), server)
+        .await
+        .is_err()
+    {
+        tracing::debug!("a client did not end in time");
+    }
+    Ok(Some(reading))
+}
+
+async fn work(
+    agent: Agent,
+    owner: Owner,
+    arguments: &RunArgs,
+    ending: &mut Ending,
+    url: &str,
+) -> Result<Reading> {
+    tracing::info!("tracing; metrics at {url}/metrics");
+    let end = async {
+        match arguments.duration {
+            Some(duration) => drop(tokio::time::timeout(duration, ending.wait()).await),
+            None => ending.wait().await,
+        }
+    };
+    agent.work(owner, end).await
+}
+
+/// SIGTERM and SIGINT.
+struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    }
+}
+
+fn log_verdict(verdict: &ProbeVerdict) {
+    let probe = &verdict.probe;
+    match (&verdict.verdict, &verdict.fell_back_because) {
+        (Verdict::Attached { mechanism }, None) => {
+            tracing::info!(probe, mode = mechanism.label(), "probe attached");
+        }
+        (Verdict::Attached { mechanism }, Some(because)) => {
+            tracing::info!(
+                probe,
+                mode = mechanism.label(),
+                because,
+                "probe attached by the second choice"
+            );
+        }
+        (Verdict::Unsupported { why }, _) => tracing::warn!(probe, why, "probe unsupported by this kernel"),
+        (Verdict::Broken { why }, _) => tracing::error!(probe, why, "probe broken"),
+    }
+}

@@ -1,0 +1,77 @@
+//! Everything that is read at a scrape.
+
+use tracer_common::counters::{Counter, Stage};
+
+use crate::ledger::Summary;
+use crate::probes::counters::CounterSums;
+use crate::probes::missed::MissedRuns;
+use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
+
+/// How full a map of the kernel side is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapUsage {
+    /// Name, as the label has it.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that there are.
+    pub capacity: u64,
+}
+
+/// What stood where at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// The counters of the programs.
+    pub counters: CounterSums,
+    /// The ledger in numbers.
+    pub ledger: Summary,
+    /// What became of each probe.
+    pub verdicts: Vec<ProbeVerdict>,
+    /// Runs that the kernel skipped.
+    pub missed: Vec<MissedRuns>,
+    /// The maps.
+    pub maps: Vec<MapUsage>,
+    /// Records from the ring buffer that could not be decoded.
+    pub undecodable: u64,
+    /// Whether return probes measure how long faults take.
+    pub fault_times_measured: bool,
+    /// Processes that could not be read when sdtrace looked for armed ones at its start.
+    pub unreadable_at_start: u64,
+    /// Whether `/readyz` says yes.
+    pub ready: bool,
+}
+
+impl Reading {
+    /// A stage's count.
+    #[must_use]
+    pub fn stage(&self, stage: Stage) -> u64 {
+        self.counters.get(Counter::Stage(stage))
+    }
+
+    /// A reading that has something of everything, for the documentation.
+    #[must_use]
+    pub fn example() -> Self {
+        Self {
+            verdicts: vec![ProbeVerdict {
+                probe: "do_wp_page".to_owned(),
+                required: true,
+                verdict: Verdict::Attached {
+                    mechanism: Mechanism::Fentry,
+                },
+                fell_back_because: None,
+            }],
+            missed: vec![MissedRuns {
+                program: "do_wp_page_fentry".to_owned(),
+                stage: "recursion".to_owned(),
+                count: Some(0),
+            }],
+            maps: vec![MapUsage {
+                map: "rows",
+                entries: 0,
+                capacity: 0,
+            }],
+            fault_times_measured: true,
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What leaves sdtrace: metrics, health, the ledger as JSON.
+
+pub mod client;
+pub mod http;
+pub mod metrics;
+pub mod source;

@@ -1,0 +1,146 @@
+//! The command line as a user meets it: one clear line for each mistake, and the exit code.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+fn sdtrace(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sdtrace"));
+    command
+        .args(arguments)
+        .env_remove("SDTRACE_LISTEN")
+        .env_remove("SDTRACE_URL")
+        .env_remove("SDTRACE_LOG");
+    command
+}
+
+/// The one line on stderr, and the exit code.
+fn complaint(output: &Output) -> (i32, String) {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(said.lines().count(), 1, "one line: {said}");
+    let line = said
+        .trim_end()
+        .strip_prefix("sdtrace: ")
+        .unwrap_or_else(|| panic!("{said}"))
+        .to_owned();
+    (output.status.code().unwrap(), line)
+}
+
+fn complains(arguments: &[&str]) -> (i32, String) {
+    complaint(&sdtrace(arguments).output().unwrap())
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    for (arguments, part) in [
+        (&["run", "--nonsense"][..], "unexpected argument '--nonsense'"),
+        (&["run", "--listen", "nowhere"], "--listen"),
+        (&["run", "--for", "0s"], "longer than 0"),
+        (
+            &["run", "--keep-vmas", "1"],
+            "VMA states must lie between 1024 and 4194304, not 1",
+        ),
+        (&["nothing"], "unrecognized subcommand 'nothing'"),
+        (&[], "say what to do"),
+    ] {
+        let (code, line) = complains(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {line}");
+        assert!(line.contains(part), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_mistakes() {
+    for arguments in [["run", "--help"], ["--version", "--"]] {
+        let output = sdtrace(&arguments).output().unwrap();
+        assert!(output.status.success());
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn no_daemon_is_one_line() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, line) = complains(&["dump", "--url", &format!("http://{free}")]);
+    assert_eq!(code, 1);
+    assert!(
+        line.contains("is `sdtrace run` running") && line.contains("refused"),
+        "{line}"
+    );
+    let (code, line) = complains(&["dump", "--url", "ftp://127.0.0.1"]);
+    assert_eq!((code, line.contains("only http://")), (1, true), "{line}");
+}
+
+#[test]
+fn a_cgroup_that_cannot_be_read_is_one_line() {
+    let (code, line) = complains(&["run", "--cgroup", "/no/such.slice"]);
+    assert_eq!(code, 1);
+    assert!(
+        line.contains("--cgroup /no/such.slice") && line.contains("/proc/PID/cgroup"),
+        "{line}"
+    );
+}
+
+/// Root without any capability left, as a container may have it; setpriv is part of util-linux.
+fn without_capabilities(arguments: &[&str]) -> Output {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--bounding-set=-all", "--inh-caps=-all"])
+        .arg(env!("CARGO_BIN_EXE_sdtrace"))
+        .args(arguments);
+    command.output().unwrap()
+}
+
+#[test]
+fn missing_capabilities_are_named() {
+    let (code, line) = complaint(&without_capabilities(&["run", "--listen", "127.0.0.1:0"]));
+    assert_eq!(code, 1);
+    for name in ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "run as root"] {
+        assert!(line.contains(name), "{line}");
+    }
+    let output = without_capabilities(&["check", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["works"], false);
+    assert_eq!(report["missing_capabilities"][0]["capability"], "CAP_BPF");
+}
+
+/// What `check` says about this machine agrees with what `run` does, whatever this machine is.
+#[test]
+fn check_and_run_agree() {
+    let check = sdtrace(&["check", "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
+    assert_eq!(check.status.success(), report["works"].as_bool().unwrap());
+    let proved = report["round_trip"].as_array().unwrap();
+    assert_eq!(proved.len(), 3);
+    let run = sdtrace(&["run", "--listen", "127.0.0.1:0", "--for", "1s"])
+        .output()
+        .unwrap();
+    if report["works"] == true {
+        assert!(run.status.success(), "{run:?}");
+    } else {
+        let (code, line) = complaint(&run);
+        let what = report["problems"][0]["what"].as_str().unwrap();
+        assert_eq!(code, 1);
+        assert!(line.contains(what), "{line}");
+    }
+}
+
+#[test]
+fn a_table_says_in_plain_words_what_is_missing() {
+    let output = sdtrace(&["check"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let verdict = if output.status.success() {
+        "sdtrace run would work here."
+    } else {
+        "sdtrace run would not work here:\n- "
+    };
+    assert!(text.contains(verdict), "{text}");
+    for row in [
+        "CONFIG_MEM_SOFT_DIRTY",
+        "CONFIG_KPROBES",
+        "capabilities",
+        "soft-dirty in",
+    ] {
+        assert!(text.contains(row), "{row} is not in\n{text}");
+    }
+}
