@@ -4,7 +4,7 @@ use crate::failure::Usage;
 use crate::guest::initramfs::GuestFile;
 use crate::guest::qemu::Forward;
 use crate::guest::running::Phase;
-use crate::guest::{Guest, Outcome, Report};
+use crate::guest::{Guest, Outcome, Report, ensure_emulator};
 use crate::kernels::Wanted;
 use crate::kernels::fetch::Kernels;
 use crate::provision::say;
@@ -99,6 +99,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let Some(wanted) = arguments.kernel.filter(|_| !arguments.list) else {
         return list(&kernels);
     };
+    ensure_emulator()?;
     let sdtrace = if arguments.no_sdtrace {
         None
     } else {
@@ -193,7 +194,12 @@ fn list(kernels: &Kernels) -> Result<ExitCode> {
         "{:<8}{:<26}{:<20}{:<10}{:<22}package",
         "series", "version", "suite", "modules", "cached"
     )?;
-    for offer in kernels.list(true)? {
+    for offer in kernels.list(true).or_else(|error| {
+        say(&format!(
+            "the suites cannot be asked ({error:#}); this is what they offered last"
+        ));
+        kernels.list(false)
+    })? {
         let candidate = &offer.candidate;
         writeln!(
             out,

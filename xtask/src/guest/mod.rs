@@ -168,11 +168,7 @@ impl Guest {
     /// Boots and returns at once. The emulator lives at most as long as the thread that calls this.
     pub fn start(self, output: impl Write + Send + 'static) -> Result<Running> {
         self.check()?;
-        ensure_programs(&[HostProgram {
-            name: qemu::QEMU,
-            package: "qemu-system-x86",
-            why: "emulates the machine that guest kernels run on",
-        }])?;
+        ensure_emulator()?;
         let busybox = provide_busybox()?;
         let mut wanted: Vec<&str> = self.modules.iter().map(String::as_str).collect();
         let tree = self.kernel.modules.as_deref().map(ModuleTree::open).transpose()?;
@@ -285,6 +281,15 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// Makes sure that the emulator is there, or tells how to install it; best before anything is downloaded.
+pub fn ensure_emulator() -> Result<()> {
+    ensure_programs(&[HostProgram {
+        name: qemu::QEMU,
+        package: "qemu-system-x86",
+        why: "emulates the machine that guest kernels run on",
+    }])
 }
 
 /// What a guest can bring back at most.

@@ -4,11 +4,14 @@ pub mod transport;
 
 use crate::build_ebpf;
 use crate::failure::Usage;
+use crate::guest::interrupt;
 use crate::kernels::fetch::Kernels;
 use crate::kernels::{Series, Wanted};
 use crate::provision::say;
 use crate::workspace::{clean_command, target_dir};
 use anyhow::{Context as _, Result, bail};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How much is tested.
@@ -123,6 +126,9 @@ pub fn run(steps: &[Step], only: &[String]) -> Result<()> {
         if let Some(failure) = &failure {
             say(&format!("step {} failed: {failure}", step.name));
         }
+        if interrupt::count() > 0 {
+            bail!("interrupted during step {}", step.name);
+        }
         results.push((step.name, started.elapsed(), failure));
     }
     println!();
@@ -137,6 +143,35 @@ pub fn run(steps: &[Step], only: &[String]) -> Result<()> {
         bail!("{failed} of {} steps failed", results.len());
     }
     Ok(())
+}
+
+/// Works on each item, two at a time: a guest keeps one core busy. The results come in the items' order.
+///
+/// Each piece of work stays on one thread, as a guest must: the emulator dies with the thread that started it.
+pub fn two_at_a_time<Item: Sync, Output: Send>(
+    items: &[Item],
+    work: impl Fn(&Item) -> Result<Output> + Sync,
+) -> Vec<Result<Output>> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<Result<Output>>>> = items.iter().map(|_| Mutex::new(None)).collect();
+    let worker = || {
+        while let at = next.fetch_add(1, Ordering::SeqCst)
+            && let (Some(item), Some(place)) = (items.get(at), results.get(at))
+        {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(work(item));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(worker);
+        scope.spawn(worker);
+    });
+    results
+        .into_iter()
+        .map(|place| {
+            let result = place.into_inner().unwrap_or_else(PoisonError::into_inner);
+            result.unwrap_or_else(|| bail!("the work was never begun"))
+        })
+        .collect()
 }
 
 /// A cargo run in the workspace, with its output shown.
@@ -172,6 +207,20 @@ mod tests {
         assert!(ran.get());
         assert!(run(&steps, &["good".into()]).is_ok());
         assert!(run(&steps, &["ugly".into()]).is_err());
+    }
+
+    #[test]
+    fn results_keep_the_items_order_and_errors_their_place() {
+        let results = two_at_a_time(&[3_u64, 0, 2, 1], |item| {
+            std::thread::sleep(Duration::from_millis(item * 10));
+            anyhow::ensure!(*item != 2, "two");
+            Ok(item * 2)
+        });
+        let results: Vec<_> = results
+            .into_iter()
+            .map(|result| result.map_err(|error| error.to_string()))
+            .collect();
+        assert_eq!(results, [Ok(6), Ok(0), Err("two".to_owned()), Ok(2)]);
     }
 
     #[test]

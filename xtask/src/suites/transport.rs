@@ -1,6 +1,7 @@
 //! What every other guest suite stands on, proved on each kernel: a static program runs, HTTP goes from the host into the
 //! guest, files go in and come back whole, an interrupt reaches the command, and its status comes back.
 
+use super::two_at_a_time;
 use crate::guest::{Guest, Outcome, Report};
 use crate::kernels::Wanted;
 use crate::kernels::fetch::{Kernel, Kernels};
@@ -23,42 +24,37 @@ const ATTEMPTS_AT_ONCE: u16 = 4;
 pub fn run(kernels: &[Wanted]) -> Result<()> {
     let program = build_static("xtask", "forward-agent")?;
     let cache = Kernels::open()?;
-    let mut failures = Vec::new();
+    let mut ready = Vec::new();
+    for wanted in kernels {
+        ready.push(cache.provide(*wanted, false)?);
+    }
+    let results = two_at_a_time(&ready, |kernel| test(kernel.clone(), &program));
     println!(
         "| kernel | package version | suite | connections over | boot | first answer | 200 KB by HTTP |"
     );
     println!("|---|---|---|---|---|---|---|");
-    for wanted in kernels {
-        let kernel = cache.provide(*wanted, false)?;
-        let source = kernel.source.clone();
-        let row = |cells: [String; 4]| {
-            println!(
-                "| {} | {} | {} | {} |",
-                source.series,
-                source.version,
-                source.suite,
-                cells.join(" | ")
-            );
-        };
-        match test(kernel, &program) {
-            Ok(measured) => row([
+    let mut failures = Vec::new();
+    for (kernel, result) in ready.iter().zip(results) {
+        let source = &kernel.source;
+        let cells = match result {
+            Ok(measured) => [
                 measured.path.to_owned(),
                 seconds(measured.boot),
                 seconds(measured.first_answer),
                 format!("{:.0} ms", measured.transfer.as_secs_f64() * 1000.0),
-            ]),
+            ]
+            .join(" | "),
             Err(error) => {
-                row([
-                    "failed".into(),
-                    String::new(),
-                    String::new(),
-                    format!("{error:#}"),
-                ]);
-                failures.push(source.series.to_string());
+                failures.push(format!("{}: {error:#}", source.series));
+                "failed | | |".to_owned()
             }
-        }
+        };
+        println!(
+            "| {} | {} | {} | {cells} |",
+            source.series, source.version, source.suite
+        );
     }
-    ensure!(failures.is_empty(), "guests failed: {}", failures.join(", "));
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
 }
 
