@@ -116,12 +116,10 @@ fn make_object(toolchain: &BpfToolchain, target: &Path) -> Result<Vec<u8>> {
     }
     let linked = target.join(TARGET).join("release").join(BINARY);
     let stripped = target.join(format!("{BINARY}.bpf.o"));
-    run_quietly(
-        Command::new(toolchain.objcopy())
-            .arg("--strip-debug")
-            .arg(&linked)
-            .arg(&stripped),
-    )?;
+    let mut objcopy = Command::new(toolchain.objcopy());
+    // rust-objcopy's own search path does not lead to the LLVM that it was built with; rustup's proxies hide that.
+    objcopy.env("LD_LIBRARY_PATH", toolchain.sysroot.join("lib"));
+    run_quietly(objcopy.arg("--strip-debug").arg(&linked).arg(&stripped))?;
     fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
 
