@@ -15,6 +15,7 @@ pub mod fixtures;
 pub mod guest;
 pub mod kernels;
 pub mod provision;
+pub mod suite;
 pub mod suites;
 pub mod workload;
 pub mod workspace;

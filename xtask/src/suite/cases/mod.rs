@@ -1,0 +1,59 @@
+//! The tests, in the order in which they run.
+
+mod errors;
+mod lifecycle;
+mod load;
+mod processes;
+mod scenes;
+
+use super::Test;
+
+/// Tests without which the others have nothing to look at.
+pub const ALWAYS: [&str; 2] = ["starts", "sigterm_detaches"];
+
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        vec![$(Test { name: stringify!($name), run: $module::$name }),*]
+    };
+}
+
+/// All tests.
+pub fn all() -> Vec<Test> {
+    tests![
+        errors::unknown_flag_is_a_usage_error,
+        errors::not_root_is_named,
+        errors::port_in_use_is_named,
+        errors::no_btf_is_named,
+        errors::check_says_that_run_would_work,
+        errors::wrong_layouts_are_refused,
+        lifecycle::starts,
+        lifecycle::verdicts_are_as_expected,
+        processes::armed_before_the_start_is_adopted,
+        scenes::seed,
+        scenes::private,
+        scenes::shared,
+        scenes::zero_pages,
+        scenes::huge,
+        scenes::shared_file,
+        scenes::private_file,
+        scenes::memfd,
+        scenes::mprotect,
+        scenes::mprotect_shared,
+        scenes::mprotect_split,
+        scenes::fork,
+        scenes::huge_fork,
+        scenes::unshare,
+        scenes::vfork,
+        scenes::threads,
+        processes::clear_by_another_process_is_attributed,
+        processes::untracked_process_adds_nothing,
+        processes::exec_ends_the_epoch,
+        processes::exit_ends_the_epoch,
+        processes::reused_mm_is_a_new_address_space,
+        processes::each_epoch_has_its_own_counts,
+        load::counts_are_exact_under_load,
+        lifecycle::nothing_was_lost,
+        lifecycle::sigterm_detaches,
+        lifecycle::kill_detaches,
+    ]
+}
