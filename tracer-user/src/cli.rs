@@ -34,6 +34,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the ledger of a running sdtrace as JSON.
     Dump(DumpArgs),
+    /// Do each known thing that makes soft-dirty miss a write, and say what happened.
+    Battery(crate::battery::Args),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsDocs,

@@ -1,5 +1,6 @@
 //! sdtrace, the user side.
 
+pub mod battery;
 pub mod cli;
 pub mod commands;
 pub mod export;

@@ -25,6 +25,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::check(&arguments),
         Command::Dump(arguments) => dump::dump(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
         Command::MetricsDocs => {
             print!("{}", metrics::documentation()?);

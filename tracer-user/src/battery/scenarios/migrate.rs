@@ -1,0 +1,191 @@
+//! Page migration beside the clear, and NUMA balancing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::prelude::*;
+
+const RACE: &str = "migration-race";
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario::new(
+        "migration-race",
+        Class::A,
+        RACE,
+        |bench| race(bench, private(RACE_PAGES)?),
+        "Clears while another thread moves the pages between NUMA nodes, then writes them all.",
+    )
+    .race(40),
+    Scenario::new(
+        "migration-race-shared",
+        Class::A,
+        RACE,
+        |bench| race(bench, shared(RACE_PAGES)?),
+        "The same with shared anonymous pages.",
+    )
+    .race(20),
+    Scenario::new(
+        "migration-race-thp",
+        Class::A,
+        "migration-race-thp",
+        |bench| race(bench, huge_private()?),
+        "The same with a transparent huge page.",
+    )
+    .race(40),
+    Scenario::control(
+        "migrate-after-write",
+        |_| around_the_write(Moved::After),
+        "Writes, then moves the pages to another NUMA node.",
+    ),
+    Scenario::control(
+        "migrate-before-write",
+        |_| around_the_write(Moved::Before),
+        "Moves the pages to another NUMA node after the clear, then writes.",
+    ),
+    Scenario::control(
+        "numa-balancing",
+        numa_balancing,
+        "Lets NUMA balancing mark pages for hinting faults after the clear, then writes.",
+    )
+    .disruptive(),
+];
+
+const RACE_PAGES: usize = 512;
+
+/// Two NUMA nodes that have memory.
+fn nodes() -> Result<[i32; 2], Stop> {
+    let path = "/sys/devices/system/node/has_memory";
+    let list = fs::read_to_string(path).needs("this kernel has no NUMA")?;
+    match parse_list(list.trim()).as_slice() {
+        [first, second, ..] => Ok([*first, *second]),
+        _ => Err(Stop::NotSupported(
+            "moving pages needs two NUMA nodes with memory".into(),
+        )),
+    }
+}
+
+/// The first numbers of a list such as `0-1,4`.
+fn parse_list(list: &str) -> Vec<i32> {
+    let range = |part: &str| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        Some(from.parse().ok()?..=to.parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+/// Clears and writes while the pages are on the move.
+///
+/// A migration entry stands in the page table for a moment; a clear that meets a writable one may leave it writable
+/// without soft-dirty, and then the page comes back so.
+fn race(bench: &Bench, area: Area) -> Found {
+    let nodes = nodes()?;
+    let stop = AtomicBool::new(false);
+    area.fill(OLD);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for node in nodes {
+                    // Pages that are busy stay where they are, which is no failure of a race.
+                    let _ = area.to_node(node);
+                }
+            }
+        });
+        let found = bench.rounds(|round| {
+            // Every round starts from pages that are dirty and writable.
+            let old = u8::try_from(round % 100).expect("below 100") + 1;
+            area.fill(old);
+            let before = Before::known(area, old);
+            let epoch = Epoch::open()?;
+            area.write_each(old + 100);
+            epoch.judge(&before, area.pages())
+        });
+        stop.store(true, Ordering::Relaxed);
+        found
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    Before,
+    After,
+}
+
+fn around_the_write(moved: Moved) -> Found {
+    let nodes = nodes()?;
+    let before = populated(private(PAGES)?);
+    let area = before.area();
+    area.to_node(nodes[0]).needs("move_pages")?;
+    let epoch = Epoch::open()?;
+    epoch.armed(area)?;
+    if moved == Moved::After {
+        area.write_each(NEW);
+    }
+    let there = area.to_node(nodes[1]).works("move_pages")?;
+    if there != PAGES {
+        return Err(Stop::Inconclusive(format!("{there} of {PAGES} pages moved")));
+    }
+    if moved == Moved::Before {
+        area.write_each(NEW);
+    }
+    epoch.judge(&before, PAGES)
+}
+
+/// A counter of /proc/vmstat.
+fn vmstat(name: &str) -> Result<u64, Stop> {
+    let text = fs::read_to_string("/proc/vmstat").works("/proc/vmstat")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        .ok_or_else(|| Stop::NotSupported(format!("/proc/vmstat has no {name}")))
+}
+
+fn numa_balancing(bench: &Bench) -> Found {
+    /// A task is scanned for the first time after a second of its own run time.
+    const PATIENCE: Duration = Duration::from_secs(8);
+    nodes()?;
+    let hints = vmstat("numa_hint_faults")?;
+    bench.host()?.set("/proc/sys/kernel/numa_balancing", "1")?;
+    let before = populated(private(PAGES)?);
+    let (done, wait) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        // Of a process with one thread, pages on its own node are left alone (change_pte_range, mm_users == 1).
+        scope.spawn(move || wait.recv());
+        let found = marked_then_written(&before, hints, Instant::now() + PATIENCE);
+        drop(done);
+        found
+    })
+}
+
+fn marked_then_written(before: &Before, hints: u64, deadline: Instant) -> Found {
+    let area = before.area();
+    let epoch = Epoch::open()?;
+    epoch.armed(area)?;
+    let updates = vmstat("numa_pte_updates")?;
+    // Other memory of this process is marked too; this much means that the whole of it was gone through.
+    while vmstat("numa_pte_updates")? < updates + 2 * PAGES as u64 {
+        if Instant::now() > deadline {
+            return Err(Stop::Inconclusive(
+                "NUMA balancing marked no pages in time".into(),
+            ));
+        }
+        std::hint::spin_loop();
+    }
+    area.write_each(NEW);
+    if vmstat("numa_hint_faults")? == hints {
+        return Err(Stop::Inconclusive("no hinting fault was taken".into()));
+    }
+    epoch.judge(before, PAGES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_lists_are_read() {
+        assert_eq!(parse_list("0"), [0]);
+        assert_eq!(parse_list("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(parse_list(""), [] as [i32; 0]);
+    }
+}
