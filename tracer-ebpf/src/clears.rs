@@ -13,9 +13,9 @@ use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{CLEARS, TRACKED, send, stage, track};
+use crate::maps::{CLEARS, send, stage};
 use crate::memory::{Memory, Probed};
-use crate::rows;
+use crate::{rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
 const SOFT_DIRTY: u32 = 4;
@@ -80,7 +80,7 @@ pub fn reached_vma(walk: u64) {
     if clear.status != CLEAR_TRACKED {
         return;
     }
-    if let Some(tracked) = TRACKED.get_ptr_mut(clear.mm) {
+    if let Some(tracked) = tracking::get(clear.mm) {
         // SAFETY: the verifier proves that `tracked` is a map value.
         unsafe { (*tracked).boundary = Boundary::at(end, clear.epoch) };
     }
@@ -99,7 +99,7 @@ pub fn reached_vma(walk: u64) {
 
 #[inline(always)]
 fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
-    if let Some(tracked) = TRACKED.get_ptr_mut(clear.mm) {
+    if let Some(tracked) = tracking::get(clear.mm) {
         // SAFETY: the verifier proves that `tracked` is a map value; mmap_lock is held for writing, so no
         // other clear of this address space runs.
         let tracked = unsafe { &mut *tracked };
@@ -125,7 +125,7 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         epoch: 1,
         origin: ORIGIN_CLEAR,
     };
-    clear.status = if track(clear.mm, &tracked) {
+    clear.status = if tracking::start::<Probed>(clear.mm, &tracked) {
         CLEAR_TRACKED
     } else {
         CLEAR_UNTRACKED
@@ -145,7 +145,7 @@ pub fn returned(result: i64) {
     let clear = unsafe { *found };
     let _ = CLEARS.remove(thread);
     if clear.status == CLEAR_TRACKED
-        && let Some(tracked) = TRACKED.get_ptr_mut(clear.mm)
+        && let Some(tracked) = tracking::get(clear.mm)
     {
         // SAFETY: the verifier proves that `tracked` is a map value.
         unsafe { (*tracked).boundary = Boundary::complete(clear.epoch) };

@@ -15,11 +15,9 @@ use tracer_common::records::{FaultRecord, Header, Kind, VERSION};
 use tracer_common::table::epoch_cell;
 
 use crate::layout::*;
-use crate::maps::{
-    TASK_SLOT_COUNT, TASK_SLOTS, TRACKED, add, anything_tracked, count, count_by, send, stage,
-};
+use crate::maps::{TASK_SLOT_COUNT, TASK_SLOTS, add, count, count_by, send, stage};
 use crate::memory::Memory;
-use crate::rows;
+use crate::{rows, tracking};
 
 /// The fault that a thread is in, or was in last.
 #[derive(Clone, Copy)]
@@ -77,12 +75,12 @@ fn slot_of(thread: u64) -> Option<*mut TaskSlot> {
 /// The entry of a fault; `orig_pmd` is the argument of that name where the kernel passes it (5.10).
 #[inline(always)]
 pub fn entry<M: Memory>(vmf: u64, level: Level, orig_pmd: Option<u64>, has_return: bool) {
-    if !anything_tracked() {
-        return;
-    }
     let vma = M::u64(vmf, VM_FAULT_VMA.load());
     let mm = M::u64(vma, VMA_MM.load());
-    let Some(tracked) = TRACKED.get_ptr(mm) else {
+    if !tracking::perhaps::<M>(mm) {
+        return;
+    }
+    let Some(tracked) = tracking::get(mm) else {
         return;
     };
     // SAFETY: the verifier proves that `tracked` is a map value.
@@ -129,8 +127,11 @@ pub fn entry<M: Memory>(vmf: u64, level: Level, orig_pmd: Option<u64>, has_retur
             slot.fault_flags = fault_flags;
             return;
         }
-    } else if slot.under_way != 0 && slot.thread != thread {
+    } else if slot.under_way != 0 {
+        // Its own return never came, or will find the note of another.
         stage(Stage::SlotTaken);
+    } else {
+        tracking::fault_enters();
     }
     slot.thread = thread;
     slot.mm = mm;
@@ -156,9 +157,6 @@ pub fn entry<M: Memory>(vmf: u64, level: Level, orig_pmd: Option<u64>, has_retur
 /// The return of a fault that `entry` noted.
 #[inline(always)]
 pub fn returned(answer: u32, level: Level) {
-    if !anything_tracked() {
-        return;
-    }
     let thread = bpf_get_current_pid_tgid();
     let Some(slot) = slot_of(thread) else { return };
     // SAFETY: the verifier proves that `slot` is a map value.
@@ -167,6 +165,7 @@ pub fn returned(answer: u32, level: Level) {
         return;
     }
     slot.under_way = 0;
+    tracking::fault_returns();
     stage(if level == Level::Pte {
         Stage::FaultReturn
     } else {
@@ -176,7 +175,7 @@ pub fn returned(answer: u32, level: Level) {
     let elapsed = unsafe { bpf_ktime_get_ns() }.saturating_sub(slot.entry_ns);
     // From 6.4 on a fault under its VMA's own lock may run while a clear walks: it belongs to the epoch in
     // which it ends.
-    let epoch = match TRACKED.get_ptr(slot.mm) {
+    let epoch = match tracking::get(slot.mm) {
         // SAFETY: the verifier proves that the pointer is a map value.
         Some(tracked) => unsafe { (*tracked).boundary.epoch_of(slot.address, (*tracked).epoch) },
         None => slot.epoch,
@@ -247,7 +246,7 @@ fn account_outcome(outcome: Outcome, row: u32) {
 fn trace(slot: &TaskSlot, outcome: Outcome, epoch: u32) {
     // SAFETY: the helper has no preconditions.
     let time_ns = unsafe { bpf_ktime_get_ns() };
-    let birth = match TRACKED.get_ptr(slot.mm) {
+    let birth = match tracking::get(slot.mm) {
         // SAFETY: the verifier proves that the pointer is a map value.
         Some(tracked) => unsafe { (*tracked).birth },
         None => 0,

@@ -7,8 +7,9 @@ use tracer_common::tracked::{Boundary, ORIGIN_ADOPTED, ORIGIN_FORK, Tracked, bir
 
 use crate::identity::{current, fork_passes, identify, namespace_of, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{OWN, SETTINGS, TRACKED, anything_tracked, send, track, untrack};
+use crate::maps::{OWN, SETTINGS, send};
 use crate::memory::{Memory, Probed};
+use crate::tracking;
 
 #[inline(always)]
 fn header<T>(kind: Kind) -> Header {
@@ -30,7 +31,7 @@ fn new_birth() -> u64 {
 /// Tracepoint `sched_process_fork(parent, child)`: the child has its address space and has not run yet.
 #[inline(always)]
 pub fn forked(parent: u64, child: u64) {
-    if !anything_tracked() {
+    if !tracking::anything() {
         return;
     }
     let parent_mm = Probed::u64(parent, TASK_MM.load());
@@ -38,7 +39,7 @@ pub fn forked(parent: u64, child: u64) {
     if mm == 0 || mm == parent_mm {
         return;
     }
-    let Some(found) = TRACKED.get_ptr(parent_mm) else {
+    let Some(found) = tracking::get(parent_mm) else {
         return;
     };
     // SAFETY: the verifier proves that `found` is a map value.
@@ -52,7 +53,7 @@ pub fn forked(parent: u64, child: u64) {
         epoch: 1,
         origin: ORIGIN_FORK,
     };
-    if !track(mm, &tracked) {
+    if !tracking::start::<Probed>(mm, &tracked) {
         return;
     }
     let mut record = TrackRecord {
@@ -70,11 +71,11 @@ pub fn forked(parent: u64, child: u64) {
 /// `begin_new_exec`: the current process is about to leave its address space.
 #[inline(always)]
 pub fn execs() {
-    if !anything_tracked() {
+    if !tracking::anything() {
         return;
     }
     let task = current();
-    let Some(found) = TRACKED.get_ptr(Probed::u64(task, TASK_MM.load())) else {
+    let Some(found) = tracking::get(Probed::u64(task, TASK_MM.load())) else {
         return;
     };
     let mut record = ExecRecord {
@@ -89,14 +90,14 @@ pub fn execs() {
 
 /// `exit_mmap(mm)`: the last user is gone. From here on the pointer may be reused.
 #[inline(always)]
-pub fn exits(mm: u64) {
-    if !anything_tracked() {
+pub fn exits<M: Memory>(mm: u64) {
+    if !tracking::anything() {
         return;
     }
-    let Some(found) = TRACKED.get_ptr(mm) else { return };
+    let Some(found) = tracking::get(mm) else { return };
     // SAFETY: the verifier proves that `found` is a map value.
     let tracked = unsafe { *found };
-    untrack(mm);
+    tracking::stop::<M>(mm);
     send(&ExitRecord {
         header: header::<ExitRecord>(Kind::Exit),
         birth: tracked.birth,
@@ -130,6 +131,7 @@ pub fn handshake(file: u64, buffer: u64) {
     // SAFETY: the verifier proves that `own` is a map value; only the daemon's own reads come here.
     let own = unsafe { &mut *own };
     if own.namespace == 0 {
+        tracking::note_filter_address();
         let task = current();
         let (level, namespace) = namespace_of(task);
         own.level = level;
@@ -139,7 +141,7 @@ pub fn handshake(file: u64, buffer: u64) {
         own.namespace = namespace;
         return;
     }
-    if mm == 0 || TRACKED.get_ptr(mm).is_some() {
+    if mm == 0 || tracking::get(mm).is_some() {
         return;
     }
     let target = task_of_proc_file(file);
@@ -152,7 +154,7 @@ pub fn handshake(file: u64, buffer: u64) {
         epoch: 1,
         origin: ORIGIN_ADOPTED,
     };
-    if !track(mm, &tracked) {
+    if !tracking::start::<Probed>(mm, &tracked) {
         return;
     }
     let mut record = TrackRecord {

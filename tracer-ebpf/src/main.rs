@@ -31,6 +31,7 @@ mod maps;
 mod memory;
 mod mprotects;
 mod rows;
+mod tracking;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint};
@@ -40,7 +41,7 @@ use aya_ebpf::programs::{
 
 use crate::faults::Level;
 use crate::layout::*;
-use crate::memory::{Arguments, Direct, Probed, bit};
+use crate::memory::{Arguments, Direct, Probed, bit, trampoline_value};
 
 // clear_refs_write(file, buf, count, ppos)
 
@@ -100,31 +101,37 @@ fn clear_refs_test_walk_kprobe(context: ProbeContext) -> u32 {
 
 #[fentry]
 fn do_wp_page_fentry(context: FEntryContext) -> u32 {
-    let vmf = ARG_DO_WP_PAGE_VMF.load();
-    let arguments = Arguments::<2>::of_trampoline(context.as_ptr(), bit(vmf));
-    faults::entry::<Direct>(arguments.at(vmf), Level::Pte, None, true);
+    if tracking::anything() {
+        let vmf = trampoline_value::<0>(context.as_ptr(), ARG_DO_WP_PAGE_VMF.load());
+        faults::entry::<Direct>(vmf, Level::Pte, None, true);
+    }
     0
 }
 
 #[fexit]
 fn do_wp_page_fexit(context: FExitContext) -> u32 {
-    let count = ARGS_DO_WP_PAGE.load();
-    let arguments = Arguments::<4>::of_trampoline(context.as_ptr(), bit(count));
-    faults::returned(arguments.at(count) as u32, Level::Pte);
+    if tracking::any_fault_under_way() {
+        let answer = trampoline_value::<1>(context.as_ptr(), ARGS_DO_WP_PAGE.load()) as u32;
+        faults::returned(answer, Level::Pte);
+    }
     0
 }
 
 #[kprobe]
 fn do_wp_page_kprobe(context: ProbeContext) -> u32 {
-    let arguments = Arguments::<2>::of_registers(context.regs, ARGS_DO_WP_PAGE.load());
-    let vmf = arguments.at(ARG_DO_WP_PAGE_VMF.load());
-    faults::entry::<Probed>(vmf, Level::Pte, None, FAULT_RETURN.load() != 0);
+    if tracking::anything() {
+        let arguments = Arguments::<2>::of_registers(context.regs, ARGS_DO_WP_PAGE.load());
+        let vmf = arguments.at(ARG_DO_WP_PAGE_VMF.load());
+        faults::entry::<Probed>(vmf, Level::Pte, None, FAULT_RETURN.load() != 0);
+    }
     0
 }
 
 #[kretprobe]
 fn do_wp_page_kretprobe(context: RetProbeContext) -> u32 {
-    faults::returned(context.ret::<u32>(), Level::Pte);
+    if tracking::any_fault_under_way() {
+        faults::returned(context.ret::<u32>(), Level::Pte);
+    }
     0
 }
 
@@ -235,14 +242,14 @@ fn begin_new_exec_kprobe(_context: ProbeContext) -> u32 {
 #[fentry]
 fn exit_mmap_fentry(context: FEntryContext) -> u32 {
     let mm = ARG_EXIT_MMAP_MM.load();
-    lifetimes::exits(Arguments::<2>::of_trampoline(context.as_ptr(), bit(mm)).at(mm));
+    lifetimes::exits::<Direct>(Arguments::<2>::of_trampoline(context.as_ptr(), bit(mm)).at(mm));
     0
 }
 
 #[kprobe]
 fn exit_mmap_kprobe(context: ProbeContext) -> u32 {
     let arguments = Arguments::<2>::of_registers(context.regs, ARGS_EXIT_MMAP.load());
-    lifetimes::exits(arguments.at(ARG_EXIT_MMAP_MM.load()));
+    lifetimes::exits::<Probed>(arguments.at(ARG_EXIT_MMAP_MM.load()));
     0
 }
 

@@ -1,7 +1,6 @@
 //! The maps, and counting in them.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
@@ -10,26 +9,10 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
 use tracer_common::counters::{Counter, STRIP, Stage};
 use tracer_common::settings::{Own, Settings};
 use tracer_common::table::{VmaKey, VmaRow};
-use tracer_common::tracked::Tracked;
 
 use crate::clears::ClearUnderWay;
 use crate::faults::TaskSlot;
 use crate::mprotects::MprotectUnderWay;
-
-/// Tracked address spaces by the address of their `mm_struct`. The loader sets the number of entries.
-#[map]
-pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(1, 0);
-
-/// Number of entries in [`TRACKED`]: while it is 0 a fault costs one load.
-#[unsafe(no_mangle)]
-pub static TRACKED_COUNT: Shared = Shared(UnsafeCell::new(0));
-
-/// A global variable that every program reads and adds to.
-#[repr(transparent)]
-pub struct Shared(UnsafeCell<u64>);
-
-// SAFETY: it is only read by volatile loads and changed by atomic additions.
-unsafe impl Sync for Shared {}
 
 /// Finds the number of a row by its key.
 #[map]
@@ -109,33 +92,6 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn stage(stage: Stage) {
     count(Counter::Stage(stage));
-}
-
-/// Whether any address space is tracked.
-#[inline(always)]
-pub fn anything_tracked() -> bool {
-    // SAFETY: a plain load of a word that is only changed by atomic additions.
-    unsafe { core::ptr::read_volatile(TRACKED_COUNT.0.get()) != 0 }
-}
-
-/// Starts to track an address space. Returns false if the map is full or if it is tracked already.
-#[inline(always)]
-pub fn track(mm: u64, tracked: &Tracked) -> bool {
-    const BPF_NOEXIST: u64 = 1;
-    if TRACKED.insert(mm, tracked, BPF_NOEXIST).is_err() {
-        stage(Stage::TrackedFull);
-        return false;
-    }
-    add(TRACKED_COUNT.0.get(), 1);
-    true
-}
-
-/// Stops tracking an address space.
-#[inline(always)]
-pub fn untrack(mm: u64) {
-    if TRACKED.remove(mm).is_ok() {
-        add(TRACKED_COUNT.0.get(), 1u64.wrapping_neg());
-    }
 }
 
 /// Sends a record, or counts that there was no room.

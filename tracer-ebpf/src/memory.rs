@@ -5,6 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
+use crate::tracking;
+
 /// A way to read kernel memory: fentry programs may load from the pointers that BTF gave them, all others ask
 /// a helper.
 pub trait Memory {
@@ -12,6 +14,9 @@ pub trait Memory {
     fn u64(base: u64, offset: u32) -> u64;
     /// Reads four bytes at `base + offset`; 0 where nothing can be read.
     fn u32(base: u64, offset: u32) -> u32;
+    /// How far a kernel pointer lies from the filter of [`crate::tracking`]: a plain number, the same in every
+    /// program. The verifier allows no other arithmetic on a pointer that it knows the type of.
+    fn distance(pointer: u64) -> u64;
 }
 
 /// Loads from pointers that the verifier knows the type of. A fault reads as 0 (the JIT's exception table).
@@ -28,6 +33,11 @@ impl Memory for Direct {
     fn u32(base: u64, offset: u32) -> u32 {
         // SAFETY: as above.
         unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const u32) }
+    }
+
+    #[inline(always)]
+    fn distance(pointer: u64) -> u64 {
+        pointer.wrapping_sub(tracking::filter_address())
     }
 }
 
@@ -63,6 +73,11 @@ impl Memory for Probed {
         let mut value = 0;
         Self::read(base, offset, &mut value);
         value
+    }
+
+    #[inline(always)]
+    fn distance(pointer: u64) -> u64 {
+        pointer.wrapping_sub(tracking::noted_filter_address())
     }
 }
 
@@ -121,6 +136,17 @@ impl<const ROOM: usize> Arguments<ROOM> {
         }
         Self(values)
     }
+}
+
+/// The value at `position` of the context of a fentry program. `USUAL` is where it lies on every kernel so far:
+/// there it takes one load, which matters on hot paths.
+#[inline(always)]
+pub fn trampoline_value<const USUAL: usize>(context: *mut c_void, position: u32) -> u64 {
+    if position as usize == USUAL {
+        // SAFETY: the verifier checks the access against the prototype.
+        return unsafe { core::ptr::read_volatile(context.cast::<u64>().add(USUAL)) };
+    }
+    Arguments::<8>::of_trampoline(context, bit(position)).at(position)
 }
 
 /// The bit of a position, for [`Arguments::of_trampoline`]; nothing for a position that does not exist.

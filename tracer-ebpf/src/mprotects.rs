@@ -7,9 +7,9 @@ use tracer_common::flags::{VM_SOFTDIRTY, is_armed};
 use tracer_common::table::VmaKey;
 
 use crate::layout::*;
-use crate::maps::{MPROTECTS, ROW_INDEX, TRACKED, anything_tracked, count, stage};
+use crate::maps::{MPROTECTS, ROW_INDEX, count, stage};
 use crate::memory::{Memory, Probed};
-use crate::rows;
+use crate::{rows, tracking};
 
 /// A call between its entry and its return.
 #[derive(Clone, Copy)]
@@ -39,11 +39,11 @@ fn state_of(vma: u64) -> VmaState {
 /// The entry of `mprotect_fixup(…, vma, pprev, start, end, newflags)`; mmap_lock is held for writing.
 #[inline(always)]
 pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
-    if !anything_tracked() {
+    if !tracking::anything() {
         return;
     }
     let mm = Probed::u64(vma, VMA_MM.load());
-    let Some(tracked) = TRACKED.get_ptr(mm) else {
+    let Some(tracked) = tracking::get(mm) else {
         return;
     };
     // SAFETY: the verifier proves that `tracked` is a map value.
@@ -104,7 +104,7 @@ fn was_fresh_above(call: &MprotectUnderWay, after: &VmaKey) -> bool {
 /// The return of `mprotect_fixup`.
 #[inline(always)]
 pub fn returned(result: i32) {
-    if !anything_tracked() {
+    if !tracking::anything() {
         return;
     }
     let thread = bpf_get_current_pid_tgid();
