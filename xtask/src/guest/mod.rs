@@ -37,6 +37,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// How long a guest may take, boot included, unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
@@ -204,10 +205,7 @@ impl Guest {
             listeners.push((TcpListener::bind(("127.0.0.1", forward.host))?, forward.guest));
         }
         remove_leftovers();
-        let folder = tempfile::Builder::new()
-            .prefix(&format!("{FOLDER_PREFIX}{}-", std::process::id()))
-            .tempdir()
-            .context("cannot create a temporary folder (set TMPDIR)")?;
+        let folder = GuestFolder::create()?;
         let initramfs = folder.path().join("initramfs");
         initramfs::write(
             &initramfs,
@@ -295,8 +293,39 @@ pub fn ensure_emulator() -> Result<()> {
 /// What a guest can bring back at most.
 const OUT_IMAGE_BYTES: u64 = 4 << 30;
 
-/// Temporary folders of guests carry the id of the process that made them.
 const FOLDER_PREFIX: &str = "sdtrace-guest-";
+const OWNER_LOCK: &str = "owner.lock";
+
+/// The temporary folder of one guest: its image, its sockets. Locked while its guest lives.
+#[derive(Debug)]
+pub(crate) struct GuestFolder {
+    folder: TempDir,
+    /// Held for its lock, which the kernel gives up whatever way the process ends.
+    _owner: fs::File,
+}
+
+impl GuestFolder {
+    fn create() -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix(FOLDER_PREFIX)
+            .tempdir()
+            .context("cannot create a temporary folder (set TMPDIR)")?;
+        // Locked before it has the name that remove_leftovers looks for.
+        let nascent = folder.path().join("owner.new");
+        let owner =
+            fs::File::create(&nascent).context("cannot write to the temporary folder (set TMPDIR)")?;
+        owner.lock()?;
+        fs::rename(&nascent, folder.path().join(OWNER_LOCK))?;
+        Ok(Self {
+            folder,
+            _owner: owner,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
 
 /// Removes the folders of processes that were killed before they could.
 fn remove_leftovers() {
@@ -304,15 +333,9 @@ fn remove_leftovers() {
         return;
     };
     for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| {
-            name.strip_prefix(FOLDER_PREFIX)?
-                .split('-')
-                .next()?
-                .parse::<u32>()
-                .ok()
-        });
-        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+        let ours = entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX);
+        let owner = fs::File::open(entry.path().join(OWNER_LOCK));
+        if ours && owner.is_ok_and(|owner| owner.try_lock().is_ok()) {
             // It may be another user's: then it is theirs to remove.
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -342,4 +365,72 @@ fn provide_busybox() -> Result<PathBuf> {
     }
     place_atomically(&folder, |content| apt.unpack_newest("busybox-static", content))?;
     find(&folder).context("the package busybox-static holds no bin/busybox")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::index::Candidate;
+
+    fn guest() -> Guest {
+        let source = Candidate {
+            series: "6.1".parse().unwrap(),
+            version: "6.1.1-1".into(),
+            suite: "bookworm".into(),
+            image: "linux-image".into(),
+            modules: None,
+        };
+        let kernel = Kernel {
+            source,
+            release: "6.1.0".into(),
+            image: "/boot/vmlinuz".into(),
+            modules: None,
+        };
+        Guest::new(kernel, ["true"])
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_is_refused_before_anything_starts() {
+        assert!(guest().check().is_ok());
+        for (wrong, words) in [
+            (
+                Guest {
+                    command: Vec::new(),
+                    ..guest()
+                },
+                "write it after --",
+            ),
+            (guest().cpus(0), "at least one CPU"),
+            (guest().memory_mib(64), "256 MiB"),
+            (guest().two_nodes(true), "--smp 2"),
+            (guest().cpus(2).instruction_clock(true), "--smp 1"),
+            (guest().file("/etc/hosts", "etc/hosts"), "no absolute path"),
+        ] {
+            let error = wrong.check().unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(crate::failure::exit_code(&error), 2);
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = guest().forward(port, 80).check().unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("port {port} of 127.0.0.1 cannot be had"))
+        );
+    }
+
+    #[test]
+    fn only_folders_without_an_owner_are_left_over() {
+        let living = GuestFolder::create().unwrap();
+        let dead = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir().unwrap();
+        fs::write(dead.path().join(OWNER_LOCK), "").unwrap();
+        remove_leftovers();
+        assert!(living.path().is_dir());
+        assert!(!dead.path().exists());
+    }
 }

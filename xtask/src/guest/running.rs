@@ -2,7 +2,7 @@
 
 use super::console::{Finding, Lines, judge};
 use super::qemu::Process;
-use super::{forward, interrupt};
+use super::{GuestFolder, forward, interrupt};
 use crate::provision::run_quietly;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -15,7 +15,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// What runs over ttyS0, ttyS1, ttyS2, and over ttyS3 where there is no network card.
 pub(super) const LINES: [&str; 4] = ["console", "command", "control", "forward"];
@@ -73,7 +72,7 @@ pub(super) struct Boot {
     pub sockets: Vec<PathBuf>,
     /// Ports to carry over the fourth line, each with the guest's.
     pub listeners: Vec<(TcpListener, u16)>,
-    pub folder: TempDir,
+    pub folder: GuestFolder,
     pub out: Option<(PathBuf, PathBuf)>,
     pub timeout: Duration,
     pub output: Box<dyn Write + Send>,
@@ -92,7 +91,7 @@ pub struct Running {
     events: Receiver<Event>,
     readers: Vec<JoinHandle<()>>,
     console: Arc<Mutex<String>>,
-    folder: TempDir,
+    folder: GuestFolder,
     out: Option<(PathBuf, PathBuf)>,
     started: Instant,
     deadline: Instant,
