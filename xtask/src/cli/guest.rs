@@ -23,11 +23,12 @@ Examples:
   cargo xtask guest --list
   cargo xtask guest --kernel 6.1 -- uname -a
   cargo xtask guest --kernel newest --attach fentry -- sdtrace check
-  cargo xtask guest --kernel 6.12 --file ./workload:/bin/workload --out results -- sh -c 'workload >/out/log'
-  cargo xtask guest --kernel 6.18 --forward 9955:9955 -- sdtrace run --listen 0.0.0.0:9955 --for 30s
+  cargo xtask guest --kernel 6.12 --file ./tool:/bin/tool --out results -- sh -c 'tool >/out/log'
+  cargo xtask guest --kernel 6.18 --forward 9955:9955 -- sdtrace run --listen 0.0.0.0:9955
 
-Exit status: that of the command in the guest; 1 if the guest panicked, locked up or ran out of time; 2 for usage;
-130 if interrupted. Standard output is the command's; everything else goes to standard error.";
+Exit status: that of the command in the guest; 1 if the guest panicked, locked up or ran out of
+time; 2 for usage; 130 if interrupted. Standard output is the command's, all else is on standard
+error.";
 
 /// Arguments of `cargo xtask guest`.
 #[derive(Debug, Args)]
