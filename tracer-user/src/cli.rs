@@ -61,7 +61,7 @@ pub struct RunArgs {
     #[arg(long, env = "SDTRACE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
     /// How to attach: auto takes fentry where it can be had and kprobe elsewhere.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "SDTRACE_ATTACH", value_enum, default_value_t)]
     pub attach: AttachMode,
     /// In kprobe mode, attach a return probe to `do_wp_page` too: faults are then counted when they end, and
     /// their handling time is measured. It costs every such fault of the machine.
@@ -114,7 +114,7 @@ pub struct CheckArgs {
     #[arg(long)]
     pub json: bool,
     /// How `run` would attach.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "SDTRACE_ATTACH", value_enum, default_value_t)]
     pub attach: AttachMode,
 }
 

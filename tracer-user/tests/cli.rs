@@ -7,6 +7,7 @@ fn sdtrace(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sdtrace"));
     command
         .args(arguments)
+        .env_remove("SDTRACE_ATTACH")
         .env_remove("SDTRACE_LISTEN")
         .env_remove("SDTRACE_URL")
         .env_remove("SDTRACE_LOG");

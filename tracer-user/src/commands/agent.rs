@@ -1,6 +1,7 @@
 //! The task that owns the probes and the ledger: it takes in records, looks at the rows, and answers the
 //! exporters.
 
+use std::cell::Cell;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
+use crate::probes::object::possible_cpus;
 use crate::probes::verdict::{Mechanism, Verdict};
 use crate::probes::{Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
@@ -27,35 +29,71 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Looking at the rows may take this share of one CPU: one part in so many.
 const SHARE: u32 = 5;
 /// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
-impl VmaTable for Probes {
-    fn capacity(&self) -> u32 {
-        self.rows().capacity()
-    }
+/// Rows that the self-test used and gave back, far more than it has VMAs.
+const SELF_TEST_ROWS: u32 = 1024;
 
-    fn row(&self, slot: u32) -> VmaRow {
-        self.rows().row(slot)
-    }
+/// The probes as the ledger sees them.
+///
+/// Rows that were never used lie behind all others: the programs take free rows from a stack with the lowest
+/// number on top. A CPU that loses a race for a row gives it back at once. So behind the highest row that was
+/// met in use, a hole among the rows in use is at most as long as there are CPUs, or as the self-test left it.
+struct Kernel {
+    probes: Probes,
+    /// One more than the highest row that was met in use.
+    high_water: Cell<u32>,
+    longest_hole: u32,
+}
 
-    fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
-        for (slot, row) in self.rows().used() {
-            visit(slot, &row);
+impl Kernel {
+    fn new(probes: Probes) -> Self {
+        // If the number of CPUs cannot be told, every row is looked at every time.
+        let cpus = possible_cpus().unwrap_or(u32::MAX);
+        Self {
+            probes,
+            high_water: Cell::new(0),
+            longest_hole: cpus.saturating_add(SELF_TEST_ROWS),
         }
-    }
-
-    fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {
-        self.rows_mut().retire(key)
-    }
-
-    fn recycle(&mut self, slot: u32) -> Result<()> {
-        self.rows_mut().recycle(slot)
     }
 }
 
-impl LiveAddressSpaces for Probes {
+impl VmaTable for Kernel {
+    fn capacity(&self) -> u32 {
+        self.probes.rows().capacity()
+    }
+
+    fn row(&self, slot: u32) -> VmaRow {
+        self.probes.rows().row(slot)
+    }
+
+    fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        let mut end = self.high_water.get();
+        for slot in 0..self.capacity() {
+            if slot >= end.saturating_add(self.longest_hole) {
+                break;
+            }
+            let row = self.row(slot);
+            if row.key.birth != 0 {
+                end = end.max(slot + 1);
+                visit(slot, &row);
+            }
+        }
+        self.high_water.set(end);
+    }
+
+    fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {
+        self.probes.rows_mut().retire(key)
+    }
+
+    fn recycle(&mut self, slot: u32) -> Result<()> {
+        self.probes.rows_mut().recycle(slot)
+    }
+}
+
+impl LiveAddressSpaces for Kernel {
     fn live_births(&mut self) -> Result<Vec<u64>> {
-        Self::live_births(self)
+        self.probes.live_births()
     }
 }
 
@@ -70,7 +108,7 @@ fn records_to_wait_for(probes: &Probes) -> std::io::Result<AsyncFd<OwnedFd>> {
 
 /// Owns the probes and the ledger.
 pub(super) struct Agent {
-    probes: Probes,
+    kernel: Kernel,
     ledger: Ledger,
     metrics: Arc<Metrics>,
     surroundings: Surroundings,
@@ -89,7 +127,7 @@ impl Agent {
         let mechanism = mechanism_of(probes.verdicts(), "do_wp_page");
         Self {
             fault_times_measured: mechanism == Some(Mechanism::Fentry) || fault_return,
-            probes,
+            kernel: Kernel::new(probes),
             ledger: Ledger::new(limits),
             metrics,
             surroundings,
@@ -100,6 +138,7 @@ impl Agent {
     /// Whether everything that was asked for is attached.
     pub(super) fn readiness(&self) -> Readiness {
         let broken = self
+            .kernel
             .probes
             .verdicts()
             .iter()
@@ -115,7 +154,8 @@ impl Agent {
     /// # Errors
     /// If the ring buffer cannot be waited for.
     pub(super) async fn work(mut self, mut owner: Owner, end: impl Future<Output = ()>) -> Result<Reading> {
-        let waiting = records_to_wait_for(&self.probes).context("the ring buffer cannot be waited for")?;
+        let waiting =
+            records_to_wait_for(&self.kernel.probes).context("the ring buffer cannot be waited for")?;
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         owner.readiness.send_replace(self.readiness());
@@ -157,7 +197,7 @@ impl Agent {
     /// Takes in all waiting records, then looks at the rows.
     fn turn(&mut self) {
         let mut records = std::mem::take(&mut self.records);
-        self.probes.drain(&mut records);
+        self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
         for record in records.drain(..) {
             match &record {
@@ -168,14 +208,14 @@ impl Agent {
             self.ledger.apply(&record, &Procfs, now_ns);
         }
         self.records = records;
-        let sums = self.probes.counters().sums();
+        let sums = self.kernel.probes.counters().sums();
         let stages = Stage::ALL.map(|stage| (stage, sums.get(Counter::Stage(stage))));
         let losses = Losses {
             stages: stages.into_iter().collect(),
-            undecodable: self.probes.undecoded(),
+            undecodable: self.kernel.probes.undecoded(),
         };
         self.ledger.note_losses(losses, now_ns);
-        for error in self.ledger.look(&mut self.probes, &Procfs, now_ns) {
+        for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
             tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
         }
     }
@@ -191,7 +231,7 @@ impl Agent {
 
     fn reading(&self) -> Reading {
         let ledger = self.ledger.summary();
-        let limits = self.probes.limits();
+        let limits = self.kernel.probes.limits();
         let maps = vec![
             MapUsage {
                 map: "address_spaces",
@@ -205,22 +245,27 @@ impl Agent {
             },
         ];
         Reading {
-            counters: self.probes.counters().sums(),
+            counters: self.kernel.probes.counters().sums(),
             ledger,
-            verdicts: self.probes.verdicts().to_vec(),
-            missed: self.probes.missed_runs(),
+            verdicts: self.kernel.probes.verdicts().to_vec(),
+            missed: self.kernel.probes.missed_runs(),
             maps,
-            undecodable: self.probes.undecoded(),
+            undecodable: self.kernel.probes.undecoded(),
             fault_times_measured: self.fault_times_measured,
-            unreadable_at_start: self.probes.unreadable_at_start as u64,
+            unreadable_at_start: self.kernel.probes.unreadable_at_start as u64,
             ready: false,
         }
     }
 
     fn dump(&self) -> Dump {
-        let unlinked = self.probes.counters().sums().get(Counter::Stage(Stage::Unlinked));
+        let unlinked = self
+            .kernel
+            .probes
+            .counters()
+            .sums()
+            .get(Counter::Stage(Stage::Unlinked));
         self.ledger.dump(
-            self.probes.limits().rows,
+            self.kernel.probes.limits().rows,
             unlinked,
             &self.surroundings,
             &SystemClock,
