@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
+use crate::battery;
 use crate::ledger::Limits;
 use crate::probes::self_test;
 use crate::probes::verdict::AttachMode;
@@ -36,6 +37,8 @@ pub enum Command {
     Dump(DumpArgs),
     /// Do each known thing that makes soft-dirty miss a write, and say what happened.
     Battery(crate::battery::Args),
+    /// Find out what soft-dirty tracking misses on this kernel, by doing it.
+    Battery(Box<battery::Args>),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsDocs,
@@ -280,7 +283,7 @@ mod tests {
                 "possible values: auto, fentry, kprobe",
             ),
             ("sdtrace run --pid 0", "--pid"),
-            ("sdtrace", "say what to do: run, check, dump"),
+            ("sdtrace", "say what to do: run, check, dump, battery"),
             ("sdtrace rum", "unrecognized subcommand 'rum'"),
         ] {
             let error = read(line).unwrap_err().0;
