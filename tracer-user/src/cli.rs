@@ -9,7 +9,6 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
-use crate::battery;
 use crate::ledger::Limits;
 use crate::probes::self_test;
 use crate::probes::verdict::AttachMode;
@@ -37,8 +36,6 @@ pub enum Command {
     Dump(DumpArgs),
     /// Do each known thing that makes soft-dirty miss a write, and say what happened.
     Battery(crate::battery::Args),
-    /// Find out what soft-dirty tracking misses on this kernel, by doing it.
-    Battery(Box<battery::Args>),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsDocs,
@@ -283,7 +280,7 @@ mod tests {
                 "possible values: auto, fentry, kprobe",
             ),
             ("sdtrace run --pid 0", "--pid"),
-            ("sdtrace", "say what to do: run, check, dump, battery"),
+            ("sdtrace", "say what to do: run, check, dump"),
             ("sdtrace rum", "unrecognized subcommand 'rum'"),
         ] {
             let error = read(line).unwrap_err().0;

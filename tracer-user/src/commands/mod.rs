@@ -12,7 +12,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::battery;
 use crate::cli::Command;
 use crate::export::metrics;
 use crate::probes::self_test_child;
@@ -27,7 +26,6 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Check(arguments) => check::check(&arguments),
         Command::Dump(arguments) => dump::dump(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
-        Command::Battery(arguments) => Ok(battery::run(&arguments)),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
         Command::MetricsDocs => {
             print!("{}", metrics::documentation()?);
