@@ -1,5 +1,6 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
+pub mod battery;
 pub mod transport;
 
 use crate::build_ebpf;
@@ -76,6 +77,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "guest-transport",
             "static programs and HTTP work in a guest of every kernel",
             move || transport::run(&series(extent)?),
+        ),
+        Step::new(
+            "battery",
+            "soft-dirty behaves on every kernel as recorded, and the battery leaves nothing behind",
+            move || battery::run(&series(extent)?, if extent == Extent::Full { 3 } else { 1 }),
         ),
     ]
 }
