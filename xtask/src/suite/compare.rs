@@ -50,7 +50,13 @@ fn rows(area: &AreaReport, epoch: &Epoch) -> Result<()> {
                 list(&found)
             );
         };
-        row(found.swap_remove(at), area, state)?;
+        let mut state = state.clone();
+        let vma = found.swap_remove(at);
+        if !epoch.vmas_complete {
+            // What its clear met is then not known, as the ledger says.
+            state.armed_at_clear = vma.armed_at_clear;
+        }
+        row(vma, area, &state)?;
     }
     ensure!(found.is_empty(), "rows that nothing explains: {}", list(&found));
     Ok(())
@@ -166,6 +172,11 @@ pub fn newest<'a>(ledger: &'a Ledger, report: &Report) -> Result<(&'a Space, &'a
         .epochs
         .last()
         .with_context(|| format!("process {} has no epoch", report.pid))?;
+    ensure!(
+        space.state != "live" || epoch.vmas_complete,
+        "sdtrace was asked for the ledger and has not looked at the newest epoch of process {}",
+        report.pid
+    );
     Ok((space, epoch))
 }
 
@@ -339,7 +350,7 @@ mod tests {
         let sum = json!({ "faults": 2, "huge_faults": 0, "mprotects": 0, "outcomes": {},
             "by_kind": { "shared_anon": { "armed": 2 } } });
         serde_json::from_value(json!({
-            "number": 1, "opened_by": "clear", "clear": null, "ended_by": null, "uncertain": false,
+            "number": 1, "opened_by": "clear", "clear": null, "ended_by": null, "uncertain": false, "vmas_complete": true,
             "total": sum, "folded_vmas": 0, "vmas": vmas
         }))
         .unwrap()
@@ -411,7 +422,7 @@ mod tests {
             "address_spaces": [{
                 "id": 1, "origin": "clear", "parent": null, "parent_epoch": null, "process": null, "state": "live",
                 "total": sum(2), "folded_epochs": 0, "unseen_epochs": 0,
-                "epochs": [{ "number": 1, "opened_by": "clear", "clear": null, "ended_by": null, "uncertain": false,
+                "epochs": [{ "number": 1, "opened_by": "clear", "clear": null, "ended_by": null, "uncertain": false, "vmas_complete": true,
                     "total": sum(epoch_faults), "folded_vmas": 0, "vmas": [vma()] }]
             }]
         }))

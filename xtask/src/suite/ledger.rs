@@ -135,6 +135,8 @@ pub struct Epoch {
     pub ended_by: Option<String>,
     /// Not divided for certain.
     pub uncertain: bool,
+    /// Whether it is known what its clear met: sdtrace looked before the next clear came.
+    pub vmas_complete: bool,
     /// Sum.
     pub total: Sum,
     /// VMA states not listed.

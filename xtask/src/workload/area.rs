@@ -57,10 +57,7 @@ impl Area {
     /// # Errors
     /// What mmap and madvise say.
     pub fn huge(name: &'static str) -> Result<Self> {
-        let area = Self::map(name, "private_anon", MapFlags::PRIVATE, None, HUGE_PAGES, HUGE)?;
-        // SAFETY: our own mapping; the advice changes no content.
-        unsafe { madvise(area.address.as_ptr().cast(), HUGE, Advice::LinuxHugepage)? };
-        Ok(area)
+        Self::map(name, "private_anon", MapFlags::PRIVATE, None, HUGE_PAGES, HUGE)
     }
 
     /// A mapping of `file`, `MAP_SHARED` or `MAP_PRIVATE`; a memfd counts as shared anonymous memory.
@@ -115,6 +112,13 @@ impl Area {
                 None => mmap_anonymous(place, length, protection, flags | MapFlags::FIXED)?,
             }
         };
+        let advice = if align == HUGE {
+            Advice::LinuxHugepage
+        } else {
+            Advice::LinuxNoHugepage
+        };
+        // SAFETY: our own mapping; the advice changes no content.
+        unsafe { madvise(address, length, advice)? };
         Ok(Self {
             name,
             kind,
@@ -228,6 +232,14 @@ impl Area {
         self.states.push(state);
     }
 
+    /// Pages that pagemap shows soft-dirty now.
+    ///
+    /// # Errors
+    /// If pagemap cannot be read.
+    pub fn soft_dirty(&self) -> Result<u64> {
+        soft_dirty_pages(self.start(), self.pages)
+    }
+
     /// Forgets what was counted: a clear came.
     pub fn reset(&mut self) {
         self.written = 0;
@@ -265,7 +277,7 @@ impl Area {
             kind: self.kind.to_owned(),
             inode: self.inode,
             written: self.written,
-            soft_dirty: soft_dirty_pages(self.start(), self.pages)?,
+            soft_dirty: self.soft_dirty()?,
             states: self.states.clone(),
         })
     }

@@ -45,7 +45,8 @@ pub struct AreaReport {
     pub kind: String,
     /// Inode number of the mapped file, where the workload knows it.
     pub inode: Option<u64>,
-    /// Pages whose content the workload changed since the clear.
+    /// Pages that should be soft-dirty at the end: those that the workload wrote to since the clear, and those
+    /// that the kernel is known to mark with them.
     pub written: u64,
     /// Pages that `/proc/self/pagemap` shows soft-dirty at the end.
     pub soft_dirty: u64,

@@ -13,6 +13,10 @@ use crate::suite::{Suite, compare};
 const FAULTS: u64 = 200_000;
 const ROUNDS: u64 = 4;
 
+/// What a kernel that does not count may skip. It skips where two things meet by chance on a CPU; if more than this
+/// is missing, something else is wrong.
+const UNCOUNTED_AT_MOST: u64 = FAULTS / 100;
+
 /// 200,000 write faults by two threads while `/metrics` is read in a loop: all are counted, or what is missing is at
 /// most what the loss counters say; where the kernel does not count what it skips, the gauge must say so.
 pub fn counts_are_exact_under_load(suite: &mut Suite) -> Result<()> {
@@ -89,13 +93,13 @@ fn judge(shortfall: u64, before: &Scrape, after: &Scrape) -> Result<()> {
     let uncounted = hot.any(|(_, counted)| counted == 0.0);
     let said = |scrape: &Scrape| -> Result<u64> {
         Ok(scrape.sum("sdtrace_missed_probe_runs_total", &[])?
-            + scrape.sum("sdtrace_lost_records_total", &[])?)
+            + scrape.sum("sdtrace_lost_records_total", &[("stage", "slot_taken")])?)
     };
     let said = said(after)? - said(before)?;
     ensure!(
-        shortfall <= said || uncounted,
-        "{shortfall} faults are missing, the loss counters say {said}, and no gauge says that the kernel does not \
-         count"
+        shortfall <= said || (uncounted && shortfall <= UNCOUNTED_AT_MOST),
+        "{shortfall} faults are missing, the loss counters say {said}; kernel counts all skipped runs: {}",
+        !uncounted
     );
     println!(
         "  {shortfall} are missing: the loss counters say {said}, kernel counts all skipped runs: {}",
@@ -123,6 +127,7 @@ mod tests {
         judge(0, &before, &scrape(0, 1)).unwrap();
         judge(3, &before, &scrape(3, 1)).unwrap();
         judge(3, &before, &scrape(0, 0)).unwrap();
+        assert!(judge(UNCOUNTED_AT_MOST + 1, &before, &scrape(0, 0)).is_err());
         assert!(judge(3, &before, &scrape(2, 1)).is_err());
         assert!(judge(1, &before, &scrape(0, 1)).is_err());
     }

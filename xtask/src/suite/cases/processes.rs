@@ -216,6 +216,9 @@ pub fn each_epoch_has_its_own_counts(suite: &mut Suite) -> Result<()> {
     for _ in 0..ROUNDS {
         actor.clear_from_here()?;
         reports.push(actor.act()?);
+        // sdtrace rests for at most 20 ms after it looked. Eight clears in that time would use the same cell of a
+        // row twice, and the ledger would say that it is uncertain.
+        std::thread::sleep(Duration::from_millis(100));
     }
     let (after, ledger) = suite.look()?;
     compare::consistent(&ledger, &after)?;
@@ -229,7 +232,11 @@ pub fn each_epoch_has_its_own_counts(suite: &mut Suite) -> Result<()> {
         space.unseen_epochs
     );
     for (epoch, report) in space.epochs.iter().zip(&reports) {
-        ensure!(!epoch.uncertain, "epoch {} is uncertain", epoch.number);
+        ensure!(
+            !epoch.uncertain && epoch.vmas_complete,
+            "epoch {} is uncertain or incomplete",
+            epoch.number
+        );
         compare::areas(report, epoch).with_context(|| format!("epoch {}", epoch.number))?;
     }
     actor.end()
