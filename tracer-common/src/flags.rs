@@ -4,6 +4,10 @@
 //! They were `#define`s up to 6.18, so BTF does not carry them there; where a kernel has them as an enum the
 //! loader takes them from BTF, and the self-test compares the decoded flags with `/proc/self/smaps`.
 
+/// `_PAGE_PRESENT`.
+pub const PTE_PRESENT: u64 = 1 << 0;
+/// `_PAGE_USER`: user space may reach the page.
+pub const PTE_USER: u64 = 1 << 2;
 /// `_PAGE_RW`: the processor lets a write through.
 pub const PTE_WRITE: u64 = 1 << 1;
 /// `_PAGE_SOFT_DIRTY` of a present entry.
@@ -21,6 +25,8 @@ pub const VM_SHARED: u64 = 0x8;
 pub const VM_MAYWRITE: u64 = 0x20;
 /// `VM_PFNMAP`.
 pub const VM_PFNMAP: u64 = 0x400;
+/// `VM_ACCOUNT`: the VMA counts against the limit of committed memory.
+pub const VM_ACCOUNT: u64 = 0x0010_0000;
 /// `VM_HUGETLB`.
 pub const VM_HUGETLB: u64 = 0x0040_0000;
 /// `VM_SOFTDIRTY`: set on a VMA that no clear has reached yet. Clear means armed.

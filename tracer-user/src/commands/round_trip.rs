@@ -72,6 +72,7 @@ mod tests {
             flags: Vec::new(),
             kind: String::new(),
             writes: 5,
+            rewrites: 0,
             soft_dirty,
             soft_dirty_after_clear,
             mprotects: 0,

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tracer_common::classify::{MprotectChange, VmaKind};
+use tracer_common::classify::{MprotectChange, Outcome, VmaKind};
 use tracer_common::counters::{Counter, Stage};
-use tracer_common::flags::smaps_names;
+use tracer_common::flags::{PTE_PRESENT, PTE_USER, PTE_WRITE, smaps_names};
 use tracer_common::records::{ClearRecord, Record};
 use tracer_common::table::{VmaRow, epoch_cell};
 
@@ -36,6 +36,8 @@ pub struct Mapping {
     pub kind: String,
     /// Pages written since the clear, one write each, all of them present and write-protected before.
     pub writes: u64,
+    /// Writes to pages that were soft-dirty already and write-protected again by a fork.
+    pub rewrites: u64,
     /// Pages of those that pagemap shows soft-dirty.
     pub soft_dirty: u64,
     /// Pages that pagemap shows soft-dirty right after the clear.
@@ -237,7 +239,15 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         "{name} is {}, the programs say {kind:?}",
         mapping.kind
     );
-    let writable = last.key.page_prot & tracer_common::flags::PTE_WRITE != 0;
+    // Every protection that lets user space read has these two bits. Another word of the VMA would hardly: pointers
+    // are multiples of eight.
+    let readable = PTE_PRESENT | PTE_USER;
+    ensure!(
+        last.key.page_prot & readable == readable,
+        "vm_page_prot of {name} is {:#x}, which lets nobody read",
+        last.key.page_prot
+    );
+    let writable = last.key.page_prot & PTE_WRITE != 0;
     ensure!(
         !writable,
         "vm_page_prot of armed {name} is {:#x}, which has write",
@@ -248,6 +258,15 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         faults == mapping.writes,
         "{} writes to {name} made {faults} write-notify faults in the table",
         mapping.writes
+    );
+    let already = of_mapping
+        .iter()
+        .map(|row| row.outcomes[Outcome::AlreadySoftDirty as usize]);
+    let already: u64 = already.sum();
+    ensure!(
+        already == mapping.rewrites,
+        "{} writes to soft-dirty pages of {name}, the programs saw {already}",
+        mapping.rewrites
     );
     let mprotects: u64 = of_mapping.iter().map(|row| row.mprotects).sum();
     ensure!(

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use tracer_common::flags::{from_smaps_names, smaps_names};
 use tracer_common::{PAGE_SIZE, classify::VmaKind};
@@ -22,6 +22,7 @@ struct Area {
     kind: VmaKind,
     address: NonNull<u8>,
     writes: u64,
+    rewrites: u64,
     mprotects: u64,
 }
 
@@ -51,6 +52,7 @@ impl Area {
             kind,
             address,
             writes: 0,
+            rewrites: 0,
             mprotects: 0,
         };
         area.write(PAGES);
@@ -64,12 +66,22 @@ impl Area {
 
     /// Writes one byte into each of the first `pages` pages.
     fn write(&mut self, pages: u64) {
+        self.poke(pages);
+        self.writes += pages;
+    }
+
+    /// The same on pages that are soft-dirty already and write-protected again.
+    fn rewrite(&mut self, pages: u64) {
+        self.poke(pages);
+        self.rewrites += pages;
+    }
+
+    fn poke(&mut self, pages: u64) {
         for page in 0..pages {
             let offset = usize::try_from(page * PAGE_SIZE).unwrap_or(0);
             // SAFETY: within the mapping, which is writable now.
             unsafe { self.address.add(offset).write_volatile(1) };
         }
-        self.writes += pages;
     }
 
     fn protect(&mut self, flags: MprotectFlags) -> io::Result<()> {
@@ -120,6 +132,8 @@ pub fn play() -> Result<()> {
     areas[2].protect(MprotectFlags::READ)?;
     areas[2].protect(MprotectFlags::READ | MprotectFlags::WRITE)?;
     areas[2].write(3);
+    share_with_a_child()?;
+    areas[1].rewrite(7);
 
     let smaps = fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
     let mut mappings = Vec::new();
@@ -132,6 +146,7 @@ pub fn play() -> Result<()> {
             flags: flags_in(&smaps, start, start + PAGES * PAGE_SIZE)?,
             kind: area.kind.label().to_owned(),
             writes: area.writes,
+            rewrites: area.rewrites,
             soft_dirty: area.soft_dirty_pages(&pagemap)?,
             soft_dirty_after_clear,
             mprotects: area.mprotects,
@@ -142,6 +157,21 @@ pub fn play() -> Result<()> {
     output.write_all(b"\n")?;
     output.flush()?;
     io::stdin().read_line(&mut line)?;
+    Ok(())
+}
+
+/// Forks a child that exits at once. The fork write-protects our private pages, whose entries stay soft-dirty.
+fn share_with_a_child() -> Result<()> {
+    // SAFETY: the child calls nothing but _exit.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: ends the child without running what we registered.
+        unsafe { libc::_exit(0) }
+    }
+    ensure!(pid > 0, "fork: {}", io::Error::last_os_error());
+    // SAFETY: waits for the child of above and wants no status.
+    let waited = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    ensure!(waited == pid, "waitpid: {}", io::Error::last_os_error());
     Ok(())
 }
 
