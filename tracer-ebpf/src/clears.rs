@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
+use aya_log_ebpf::debug;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP};
 use tracer_common::records::{
@@ -180,6 +181,10 @@ pub fn returned(result: i64) {
         tracker: TaskIdentity::default(),
         target: TaskIdentity::default(),
     };
+    debug!(
+        (),
+        "a clear of address space {} opened epoch {}, {} VMAs", record.birth, record.epoch, record.vmas
+    );
     identify(current(), &mut record.tracker);
     identify(task_of_proc_file(clear.file), &mut record.target);
     send(&record);

@@ -77,9 +77,21 @@ fn slot_of(thread: u64) -> Option<*mut TaskSlot> {
 pub fn entry<M: Memory>(vmf: u64, level: Level, orig_pmd: Option<u64>, has_return: bool) {
     let vma = M::u64(vmf, VM_FAULT_VMA.load());
     let mm = M::u64(vma, VMA_MM.load());
-    if !tracking::perhaps::<M>(mm) {
-        return;
+    if tracking::perhaps::<M>(mm) {
+        if level == Level::Pte {
+            note::<M, false>(vmf, orig_pmd, has_return);
+        } else {
+            note::<M, true>(vmf, orig_pmd, has_return);
+        }
     }
+}
+
+/// A function of its own, so that a fault that the filter keeps off saves no registers for what it never does.
+#[inline(never)]
+fn note<M: Memory, const HUGE: bool>(vmf: u64, orig_pmd: Option<u64>, has_return: bool) {
+    let level = if HUGE { Level::Pmd } else { Level::Pte };
+    let vma = M::u64(vmf, VM_FAULT_VMA.load());
+    let mm = M::u64(vma, VMA_MM.load());
     let Some(tracked) = tracking::get(mm) else {
         return;
     };
@@ -155,7 +167,7 @@ pub fn entry<M: Memory>(vmf: u64, level: Level, orig_pmd: Option<u64>, has_retur
 }
 
 /// The return of a fault that `entry` noted.
-#[inline(always)]
+#[inline(never)]
 pub fn returned(answer: u32, level: Level) {
     let thread = bpf_get_current_pid_tgid();
     let Some(slot) = slot_of(thread) else { return };

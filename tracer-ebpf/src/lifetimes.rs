@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
+use aya_log_ebpf::debug;
 use tracer_common::records::{ExecRecord, ExitRecord, Header, Kind, TaskIdentity, TrackRecord, VERSION};
 use tracer_common::tracked::{Boundary, ORIGIN_ADOPTED, ORIGIN_FORK, Tracked, birth_id};
 
@@ -64,6 +65,10 @@ pub fn forked(parent: u64, child: u64) {
         origin: ORIGIN_FORK,
         target: TaskIdentity::default(),
     };
+    debug!(
+        (),
+        "address space {} is a fork of {}", record.birth, record.parent
+    );
     identify(child, &mut record.target);
     send(&record);
 }
@@ -98,6 +103,10 @@ pub fn exits<M: Memory>(mm: u64) {
     // SAFETY: the verifier proves that `found` is a map value.
     let tracked = unsafe { *found };
     tracking::stop::<M>(mm);
+    debug!(
+        (),
+        "address space {} ends in epoch {}", tracked.birth, tracked.epoch
+    );
     send(&ExitRecord {
         header: header::<ExitRecord>(Kind::Exit),
         birth: tracked.birth,

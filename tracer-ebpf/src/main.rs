@@ -10,6 +10,10 @@
     reason = "kernels before 5.16 limit BPF calls between functions; one body per program"
 )]
 #![allow(
+    clippy::needless_pass_by_value,
+    reason = "the macros of aya-ebpf call the entry points with the context by value"
+)]
+#![allow(
     clippy::wildcard_imports,
     reason = "the layout is one table of constants, used all over"
 )]
@@ -97,12 +101,12 @@ fn clear_refs_test_walk_kprobe(context: ProbeContext) -> u32 {
     0
 }
 
-// do_wp_page(vmf)
+// do_wp_page(vmf): the hot path. Its only argument is at a constant place, which the loader checks.
 
 #[fentry]
 fn do_wp_page_fentry(context: FEntryContext) -> u32 {
     if tracking::anything() {
-        let vmf = trampoline_value::<0>(context.as_ptr(), ARG_DO_WP_PAGE_VMF.load());
+        let vmf = trampoline_value::<0>(context.as_ptr());
         faults::entry::<Direct>(vmf, Level::Pte, None, true);
     }
     0
@@ -111,7 +115,7 @@ fn do_wp_page_fentry(context: FEntryContext) -> u32 {
 #[fexit]
 fn do_wp_page_fexit(context: FExitContext) -> u32 {
     if tracking::any_fault_under_way() {
-        let answer = trampoline_value::<1>(context.as_ptr(), ARGS_DO_WP_PAGE.load()) as u32;
+        let answer = trampoline_value::<1>(context.as_ptr()) as u32;
         faults::returned(answer, Level::Pte);
     }
     0
@@ -120,8 +124,7 @@ fn do_wp_page_fexit(context: FExitContext) -> u32 {
 #[kprobe]
 fn do_wp_page_kprobe(context: ProbeContext) -> u32 {
     if tracking::anything() {
-        let arguments = Arguments::<2>::of_registers(context.regs, ARGS_DO_WP_PAGE.load());
-        let vmf = arguments.at(ARG_DO_WP_PAGE_VMF.load());
+        let vmf = Arguments::<1>::of_registers(context.regs, 1).at(0);
         faults::entry::<Probed>(vmf, Level::Pte, None, FAULT_RETURN.load() != 0);
     }
     0

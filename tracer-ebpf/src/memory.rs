@@ -123,8 +123,8 @@ impl<const ROOM: usize> Arguments<ROOM> {
             ($($index:literal $register:ident)*) => {$(
                 if $index < ROOM && count > $index {
                     // SAFETY: the context of a kprobe program is a `pt_regs`.
-                    values[$index & (ROOM - 1)] =
-                        unsafe { core::ptr::read_volatile(&raw const (*registers).$register) };
+                    let value = unsafe { core::ptr::read_volatile(&raw const (*registers).$register) };
+                    values[$index & (ROOM - 1)] = value;
                 }
             )*};
         }
@@ -138,15 +138,12 @@ impl<const ROOM: usize> Arguments<ROOM> {
     }
 }
 
-/// The value at `position` of the context of a fentry program. `USUAL` is where it lies on every kernel so far:
-/// there it takes one load, which matters on hot paths.
+/// The value at a constant position of the context of a fentry program, for the hot path: the loader has checked
+/// that this kernel has it there.
 #[inline(always)]
-pub fn trampoline_value<const USUAL: usize>(context: *mut c_void, position: u32) -> u64 {
-    if position as usize == USUAL {
-        // SAFETY: the verifier checks the access against the prototype.
-        return unsafe { core::ptr::read_volatile(context.cast::<u64>().add(USUAL)) };
-    }
-    Arguments::<8>::of_trampoline(context, bit(position)).at(position)
+pub fn trampoline_value<const POSITION: usize>(context: *mut c_void) -> u64 {
+    // SAFETY: the verifier checks the access against the prototype.
+    unsafe { core::ptr::read_volatile(context.cast::<u64>().add(POSITION)) }
 }
 
 /// The bit of a position, for [`Arguments::of_trampoline`]; nothing for a position that does not exist.

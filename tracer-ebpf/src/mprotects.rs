@@ -36,7 +36,7 @@ fn state_of(vma: u64) -> VmaState {
     }
 }
 
-/// The entry of `mprotect_fixup(…, vma, pprev, start, end, newflags)`; mmap_lock is held for writing.
+/// The entry of `mprotect_fixup(…, vma, pprev, start, end, newflags)`; `mmap_lock` is held for writing.
 #[inline(always)]
 pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
     if !tracking::anything() {

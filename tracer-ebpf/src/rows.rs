@@ -61,14 +61,12 @@ fn create(key: &VmaKey, vma: u64) -> u32 {
         *row = VmaRow::default();
     }
     let _ = FREE_ROWS.push(number, 0);
-    match ROW_INDEX.get_ptr(key) {
-        // SAFETY: the verifier proves that the pointer is a map value.
-        Some(row) => unsafe { *row },
-        None => {
-            stage(Stage::RowsFull);
-            NONE
-        }
-    }
+    let Some(row) = ROW_INDEX.get_ptr(key) else {
+        stage(Stage::RowsFull);
+        return NONE;
+    };
+    // SAFETY: the verifier proves that the pointer is a map value.
+    unsafe { *row }
 }
 
 /// The row with this number.

@@ -31,6 +31,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
         fault_return: arguments.fault_return,
         trace_faults: arguments.trace_faults,
         filters: filters(arguments)?,
+        probe_log_level: probe_log_level(arguments.log_level),
         ..ProbeOptions::default()
     };
     let runtime = super::runtime()?;
@@ -46,6 +47,15 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The programs speak at debug level only, on rare occasions; at other levels they are loaded without a voice.
+fn probe_log_level(level: tracing::Level) -> u8 {
+    if level >= tracing::Level::DEBUG {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    }
 }
 
 fn log_to_stderr(arguments: &RunArgs) {

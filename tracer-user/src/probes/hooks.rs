@@ -33,6 +33,9 @@ pub struct Hook {
     kprobe: &'static [HookProgram],
     /// Programs of `kprobe` that are only attached with `--fault-return`.
     return_on_request: bool,
+    /// What the programs take for granted of the prototype, to save instructions on a hot path: globals of the
+    /// layout and the only value that will do.
+    pub fixed: &'static [(&'static str, u32)],
 }
 
 impl Hook {
@@ -68,6 +71,7 @@ pub const HOOKS: &[Hook] = &[
         fentry: &[program!("exit_mmap_fentry", Entry)],
         kprobe: &[program!("exit_mmap_kprobe", Entry)],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "begin_new_exec",
@@ -75,6 +79,7 @@ pub const HOOKS: &[Hook] = &[
         fentry: &[program!("begin_new_exec_fentry", Entry)],
         kprobe: &[program!("begin_new_exec_kprobe", Entry)],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "sched_process_fork",
@@ -82,6 +87,7 @@ pub const HOOKS: &[Hook] = &[
         fentry: &[program!("sched_process_fork_btf", Tracepoint)],
         kprobe: &[program!("sched_process_fork_raw", Tracepoint)],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "mprotect_fixup",
@@ -95,6 +101,7 @@ pub const HOOKS: &[Hook] = &[
             program!("mprotect_fixup_kprobe", Entry),
         ],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "do_wp_page",
@@ -108,6 +115,7 @@ pub const HOOKS: &[Hook] = &[
             program!("do_wp_page_kprobe", Entry),
         ],
         return_on_request: true,
+        fixed: &[("ARGS_DO_WP_PAGE", 1), ("ARG_DO_WP_PAGE_VMF", 0)],
     },
     Hook {
         // Absent from a kernel without transparent huge pages, which then has none of these faults.
@@ -122,6 +130,7 @@ pub const HOOKS: &[Hook] = &[
             program!("do_huge_pmd_wp_page_kprobe", Entry),
         ],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "clear_refs_write",
@@ -135,6 +144,7 @@ pub const HOOKS: &[Hook] = &[
             program!("clear_refs_write_kprobe", Entry),
         ],
         return_on_request: false,
+        fixed: &[],
     },
     Hook {
         target: "clear_refs_test_walk",
@@ -142,6 +152,7 @@ pub const HOOKS: &[Hook] = &[
         fentry: &[program!("clear_refs_test_walk_fentry", Entry)],
         kprobe: &[program!("clear_refs_test_walk_kprobe", Entry)],
         return_on_request: false,
+        fixed: &[],
     },
 ];
 
@@ -153,6 +164,7 @@ pub const START_HOOK: Hook = Hook {
     fentry: &[program!("pagemap_read_fentry", Entry)],
     kprobe: &[program!("pagemap_read_kprobe", Entry)],
     return_on_request: false,
+    fixed: &[],
 };
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya_log::EbpfLogger;
+use log::Log;
 use thiserror::Error;
 use tracer_common::counters::STRIP;
 use tracer_common::records::{DecodeError, Record};
@@ -154,6 +156,8 @@ pub struct Probes {
     counters: Counters,
     rows: Rows,
     records: RingBuf<MapData>,
+    /// What the programs say on rare occasions; `None` unless asked for.
+    log: Option<EbpfLogger<&'static dyn Log>>,
     settings: Array<MapData, Settings>,
     own: Array<MapData, Own>,
     tracked: HashMap<MapData, u64, Tracked>,
@@ -207,6 +211,11 @@ impl Probes {
         let cpus = object::possible_cpus().map_err(|error| StartError::Other(error.into()))?;
         let mut object = object::load(layout, options, cpus)?;
         let rows = Rows::take(&mut object, options.limits.rows)?;
+        let log = if options.probe_log_level > 0 {
+            Some(EbpfLogger::init(&mut object).context("the programs' log cannot be read")?)
+        } else {
+            None
+        };
         let mut map = |name: &'static str| object.take_map(name).with_context(|| format!("no map {name}"));
         let counters = match map("COUNTERS")? {
             aya::maps::Map::Array(data) => MappedArray::new(data, (cpus * STRIP) as usize)
@@ -217,6 +226,7 @@ impl Probes {
         Ok(Self {
             counters: Counters::new(counters),
             rows,
+            log,
             records: RingBuf::try_from(map("RECORDS")?).map_err(other)?,
             settings: Array::try_from(map("SETTINGS")?).map_err(other)?,
             own: Array::try_from(map("OWN")?).map_err(other)?,
@@ -295,8 +305,11 @@ impl Probes {
         std::os::fd::AsRawFd::as_raw_fd(&self.records)
     }
 
-    /// Moves all waiting records to `records`.
+    /// Moves all waiting records to `records`, and what the programs said to the log.
     pub fn drain(&mut self, records: &mut Vec<Record>) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         while let Some(item) = self.records.next() {
             match Record::decode(&item) {
                 Ok(record) => records.push(record),

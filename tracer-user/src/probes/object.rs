@@ -109,6 +109,17 @@ pub fn attach(
             None,
         );
     }
+    if let Some((name, value)) = hook
+        .fixed
+        .iter()
+        .find(|&&(name, value)| layout.global(name) != Some(GlobalValue::U32(value)))
+    {
+        let why = format!(
+            "{name} is {:?}, this version of sdtrace only knows {value}",
+            layout.global(name)
+        );
+        return verdict(Verdict::Unsupported { why }, None);
+    }
     let mut failures: Vec<String> = Vec::new();
     for &mechanism in mode.mechanisms() {
         match attach_by(object, btf, hook, mechanism, fault_return) {
@@ -200,11 +211,14 @@ fn explain(error: &ProgramError) -> String {
     } = error
     {
         let log = verifier_log.to_string();
+        // The statistics at the end of the log say nothing about the reason.
+        let statistics = ["verification time", "stack depth", "processed"];
         let tail: Vec<&str> = log
             .lines()
             .rev()
-            .filter(|line| !line.trim().is_empty())
-            .take(4)
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)))
+            .take(2)
             .collect();
         if !tail.is_empty() {
             let tail: Vec<&str> = tail.into_iter().rev().collect();
