@@ -29,6 +29,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Trace, and serve /metrics until SIGTERM or SIGINT.
+    ///
+    /// Without --pid, --comm and --cgroup every address space is tracked from its first clear on. With more than one
+    /// of them, a process must pass each kind; one value of each kind is enough.
     Run(Box<RunArgs>),
     /// Tell what this kernel offers and whether `run` would work; exit 0 only if it would.
     Check(CheckArgs),

@@ -19,6 +19,7 @@ use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
+use crate::probes::missed::MissedRuns;
 use crate::probes::object::possible_cpus;
 use crate::probes::verdict::{Mechanism, Verdict};
 use crate::probes::{Probes, mechanism_of};
@@ -114,6 +115,7 @@ pub(super) struct Agent {
     surroundings: Surroundings,
     fault_times_measured: bool,
     records: Vec<Record>,
+    missed: Vec<MissedRuns>,
 }
 
 impl Agent {
@@ -132,6 +134,7 @@ impl Agent {
             metrics,
             surroundings,
             records: Vec::new(),
+            missed: Vec::new(),
         }
     }
 
@@ -174,6 +177,7 @@ impl Agent {
                 }
             }
         }
+        self.missed = self.kernel.probes.missed_runs();
         self.turn();
         Ok(self.reading())
     }
@@ -208,19 +212,27 @@ impl Agent {
             self.ledger.apply(&record, &Procfs, now_ns);
         }
         self.records = records;
-        let sums = self.kernel.probes.counters().sums();
-        let stages = Stage::ALL.map(|stage| (stage, sums.get(Counter::Stage(stage))));
-        let losses = Losses {
-            stages: stages.into_iter().collect(),
-            undecodable: self.kernel.probes.undecoded(),
-        };
+        let losses = self.losses();
         self.ledger.note_losses(losses, now_ns);
         for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
             tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
         }
     }
 
+    fn losses(&self) -> Losses {
+        let sums = self.kernel.probes.counters().sums();
+        let stages = Stage::ALL.map(|stage| (stage, sums.get(Counter::Stage(stage))));
+        Losses {
+            stages: stages.into_iter().collect(),
+            undecodable: self.kernel.probes.undecoded(),
+            missed_runs: self.missed.iter().filter_map(|missed| missed.count).sum(),
+            uncounted_probes: self.missed.iter().filter(|missed| missed.count.is_none()).count() as u64,
+        }
+    }
+
     fn answer(&mut self, request: Request) {
+        // A file of /proc for each program: too much for every turn.
+        self.missed = self.kernel.probes.missed_runs();
         self.turn();
         // Whoever asked may have gone; that is no matter.
         match request {
@@ -248,7 +260,7 @@ impl Agent {
             counters: self.kernel.probes.counters().sums(),
             ledger,
             verdicts: self.kernel.probes.verdicts().to_vec(),
-            missed: self.kernel.probes.missed_runs(),
+            missed: self.missed.clone(),
             maps,
             undecodable: self.kernel.probes.undecoded(),
             fault_times_measured: self.fault_times_measured,

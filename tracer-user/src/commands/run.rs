@@ -95,8 +95,8 @@ fn preflight(attach: AttachMode) -> Result<()> {
 
 async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Result<Option<Reading>> {
     let mut ending = Ending::new()?;
-    preflight(options.attach)?;
     let listener = http::bind(arguments.listen).await?;
+    preflight(options.attach)?;
     let listen = listener.local_addr()?;
     let surroundings = Surroundings {
         kernel: processes::kernel_release(),

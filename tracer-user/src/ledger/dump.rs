@@ -30,6 +30,8 @@ pub struct Dump {
     pub complete: bool,
     /// Why not.
     pub incomplete: Vec<Reason>,
+    /// Programs whose runs this kernel may skip without counting it; [`Dump::complete`] cannot speak of those.
+    pub uncounted_probes: u64,
     /// Sum over everything that rows counted, what was folded and what is pending included. With
     /// [`Dump::unlinked_faults`] it equals the metrics.
     pub total: Sum,
@@ -50,7 +52,8 @@ pub struct Dump {
 /// One reason why something is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// From a closed list; see `softdirty` loss stages in docs/metrics.md.
+    /// A stage of `sdtrace_lost_records_total` (docs/metrics.md), or `missed_probe_runs`, `missing_records`,
+    /// `missing_exits`, `inconsistent`.
     pub reason: String,
     /// How often it happened.
     pub count: u64,

@@ -30,6 +30,10 @@ pub struct Losses {
     pub stages: BTreeMap<Stage, u64>,
     /// Bytes from the ring buffer that were no record.
     pub undecodable: u64,
+    /// Runs of probes that the kernel skipped and counted.
+    pub missed_runs: u64,
+    /// Probes whose skipped runs this kernel does not count.
+    pub uncounted_probes: u64,
 }
 
 /// One reason why the ledger does not tell everything.
@@ -83,6 +87,7 @@ impl Ledger {
         });
         let own = [
             ("undecodable", loss.losses.undecodable),
+            ("missed_probe_runs", loss.losses.missed_runs),
             ("missing_records", loss.missing_records),
             ("missing_exits", loss.missing_exits),
             ("inconsistent", loss.inconsistent),
@@ -92,6 +97,12 @@ impl Ledger {
             .filter(|&(_, count)| count > 0)
             .map(|(reason, count)| Incompleteness { reason, count })
             .collect()
+    }
+
+    /// Probes whose skipped runs this kernel does not count, so that [`Self::incomplete`] cannot know of them.
+    #[must_use]
+    pub fn uncounted_probes(&self) -> u64 {
+        self.loss.losses.uncounted_probes
     }
 
     /// Compares with the kernel's list, some time after records were lost.

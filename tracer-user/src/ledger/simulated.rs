@@ -364,7 +364,7 @@ impl Kernel {
     pub(super) fn losses(&self) -> Losses {
         Losses {
             stages: self.stages.clone(),
-            undecodable: 0,
+            ..Losses::default()
         }
     }
 

@@ -128,6 +128,7 @@ impl Ledger {
             taken_ns,
             complete: incomplete.is_empty(),
             incomplete,
+            uncounted_probes: self.uncounted_probes(),
             total: sum(&self.total()),
             unlinked_faults,
             pending: sum(&self.pending()),
