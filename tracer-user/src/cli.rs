@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
 use crate::ledger::Limits;
-use crate::probes::self_test;
 use crate::probes::verdict::AttachMode;
+use crate::probes::{self, self_test};
 
 /// Where `/metrics` is by default: on this machine only.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:9955";
@@ -108,6 +108,22 @@ pub struct Keep {
     /// VMA states that the ledger keeps over all epochs, 1024 to 4194304; about 200 bytes each.
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().vmas)]
     pub keep_vmas: usize,
+    /// Address spaces that can be tracked at the same time; about 100 bytes of kernel memory each.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = probes::Limits::default().address_spaces,
+        value_parser = clap::value_parser!(u32).range(16..=1_048_576)
+    )]
+    pub max_address_spaces: u32,
+    /// VMA states that the programs can count at the same time; about 420 bytes of kernel memory each.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = probes::Limits::default().rows,
+        value_parser = clap::value_parser!(u32).range(256..=1_048_576)
+    )]
+    pub max_vmas: u32,
 }
 
 /// Arguments of `check`.
@@ -283,6 +299,7 @@ mod tests {
                 "possible values: auto, fentry, kprobe",
             ),
             ("sdtrace run --pid 0", "--pid"),
+            ("sdtrace run --max-vmas 1", "1 is not in 256..=1048576"),
             ("sdtrace", "say what to do: run, check, dump"),
             ("sdtrace rum", "unrecognized subcommand 'rum'"),
         ] {

@@ -19,7 +19,7 @@ use crate::export::source::{self, Owner};
 use crate::kernel::survey::Survey;
 use crate::ledger::{Limits, Surroundings};
 use crate::probes::verdict::{AttachMode, ProbeVerdict, Verdict};
-use crate::probes::{Filters, ProbeOptions, Probes};
+use crate::probes::{self, Filters, ProbeOptions, Probes};
 use crate::processes;
 
 /// Traces until it is told to end.
@@ -31,8 +31,11 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
         fault_return: arguments.fault_return,
         trace_faults: arguments.trace_faults,
         filters: filters(arguments)?,
+        limits: probes::Limits {
+            address_spaces: arguments.keep.max_address_spaces,
+            rows: arguments.keep.max_vmas,
+        },
         probe_log_level: probe_log_level(arguments.log_level),
-        ..ProbeOptions::default()
     };
     let runtime = super::runtime()?;
     let reading = runtime.block_on(trace(arguments, options, limits));
@@ -125,21 +128,21 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     );
 
     let fault_return = options.fault_return;
-    let started = tokio::task::spawn_blocking(move || Probes::start(&options));
-    let probes = tokio::select! {
-        started = started => started.context("the start-up broke off")??,
+    let starting = tokio::task::spawn_blocking(move || Probes::start(&options));
+    let started = tokio::select! {
+        started = starting => started.context("the start-up broke off")??,
         () = ending.wait() => return Ok(None),
     };
-    for verdict in probes.verdicts() {
+    for verdict in started.verdicts() {
         log_verdict(verdict);
     }
-    if probes.unreadable_at_start > 0 {
+    if started.unreadable_at_start > 0 {
         tracing::warn!(
-            processes = probes.unreadable_at_start,
+            processes = started.unreadable_at_start,
             "processes could not be read; one of them may be armed and is not tracked before its next clear"
         );
     }
-    let agent = Agent::new(probes, limits, fault_return, metrics, surroundings);
+    let agent = Agent::new(started, limits, fault_return, metrics, surroundings);
     let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
     tracing::info!("detached");
     drop(end_server);
