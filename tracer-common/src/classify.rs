@@ -200,6 +200,16 @@ pub struct FaultMasks {
     pub vma_lock: u32,
 }
 
+/// Whether an answer leaves open if the fault was handled. Before `VM_FAULT_COMPLETED` (6.0) the kernel answered
+/// `VM_FAULT_RETRY` also when it had made the page writable and then throttled the writer
+/// (`fault_dirty_shared_page`): such a fault does not come again. It is to be counted as handled; if it does come
+/// again, that coming is the retry.
+#[inline(always)]
+#[must_use]
+pub const fn retry_may_be_handled(answer: u32, masks: FaultMasks) -> bool {
+    masks.completed == 0 && answer & masks.retry != 0
+}
+
 /// Whether a fault that enters is the second coming of the one this task entered last. The kernel retries
 /// after `VM_FAULT_RETRY` either with `FAULT_FLAG_TRIED`, or, when the first try ran under the VMA's own lock,
 /// once more without `FAULT_FLAG_VMA_LOCK` (`do_user_addr_fault`). The caller has checked that both faults
@@ -390,6 +400,17 @@ mod tests {
             ),
             Outcome::Handled
         );
+    }
+
+    #[test]
+    fn a_retry_is_ambiguous_only_where_the_kernel_cannot_say_completed() {
+        let old = FaultMasks {
+            completed: 0,
+            ..MASKS
+        };
+        assert!(retry_may_be_handled(0x400, old));
+        assert!(!retry_may_be_handled(0x4, old));
+        assert!(!retry_may_be_handled(0x400, MASKS));
     }
 
     #[test]

@@ -7,7 +7,9 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use tracer_common::classify::{FaultFacts, FaultMasks, Outcome, ProtectionState, VmaKind, is_second_coming};
+use tracer_common::classify::{
+    FaultFacts, FaultMasks, Outcome, ProtectionState, VmaKind, is_second_coming, retry_may_be_handled,
+};
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::flags::{PTE_SOFT_DIRTY, is_armed};
 use tracer_common::histogram::FAULT_TIME;
@@ -40,10 +42,19 @@ pub struct TaskSlot {
     fault_flags: u32,
     /// Epoch at the entry.
     epoch: u32,
-    /// Whether the fault has not returned yet.
-    under_way: u16,
+    /// How far the fault is: [`IDLE`], [`ENTERED`], [`COUNTED`] or [`REPEATED`].
+    progress: u16,
     huge: u16,
 }
+
+/// The fault is over, or was counted at its entry.
+const IDLE: u16 = 0;
+/// It has entered; its return is awaited.
+const ENTERED: u16 = 1;
+/// It has returned `VM_FAULT_RETRY` and was counted, see [`retry_may_be_handled`].
+const COUNTED: u16 = 2;
+/// It was counted and has come again; its return is awaited.
+const REPEATED: u16 = 3;
 
 /// Whether the fault is on a PTE or on a PMD.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -126,24 +137,30 @@ fn note<M: Memory, const HUGE: bool>(vmf: u64, orig_pmd: Option<u64>, has_return
     let slot = unsafe { &mut *slot };
     let fault_flags = M::u32(vmf, VM_FAULT_FLAGS.load());
 
-    if !has_return {
-        let page = |address: u64| address & !0xfff;
-        let again = slot.thread == thread
-            && page(slot.address) == page(address)
-            && slot.epoch == epoch
-            && slot.mm == mm
-            && is_second_coming(slot.fault_flags, fault_flags, masks());
-        if again {
-            // The first coming was counted and stands for this fault.
-            account_outcome(Outcome::Retry, row);
-            slot.fault_flags = fault_flags;
-            return;
+    let page = |address: u64| address & !0xfff;
+    let again = (!has_return || slot.progress == COUNTED)
+        && slot.thread == thread
+        && page(slot.address) == page(address)
+        && slot.epoch == epoch
+        && slot.mm == mm
+        && is_second_coming(slot.fault_flags, fault_flags, masks());
+    if again {
+        // The first coming was counted and stands for this fault.
+        account_outcome(Outcome::Retry, row);
+        slot.fault_flags = fault_flags;
+        if has_return {
+            slot.progress = REPEATED;
+            tracking::fault_enters();
         }
-    } else if slot.under_way != 0 {
-        // Its own return never came, or will find the note of another.
-        stage(Stage::SlotTaken);
-    } else {
-        tracking::fault_enters();
+        return;
+    }
+    if has_return {
+        if slot.progress & ENTERED != 0 {
+            // Its own return never came, or will find the note of another.
+            stage(Stage::SlotTaken);
+        } else {
+            tracking::fault_enters();
+        }
     }
     slot.thread = thread;
     slot.mm = mm;
@@ -157,11 +174,11 @@ fn note<M: Memory, const HUGE: bool>(vmf: u64, orig_pmd: Option<u64>, has_return
     slot.epoch = epoch;
     slot.huge = u16::from(level == Level::Pmd);
     if has_return {
-        slot.under_way = 1;
+        slot.progress = ENTERED;
         // SAFETY: the helper has no preconditions.
         slot.entry_ns = unsafe { bpf_ktime_get_ns() };
     } else {
-        slot.under_way = 0;
+        slot.progress = IDLE;
         account(slot, 0, epoch);
     }
 }
@@ -173,16 +190,27 @@ pub fn returned(answer: u32, level: Level) {
     let Some(slot) = slot_of(thread) else { return };
     // SAFETY: the verifier proves that `slot` is a map value.
     let slot = unsafe { &mut *slot };
-    if slot.thread != thread || slot.under_way == 0 || slot.huge != u16::from(level == Level::Pmd) {
+    let awaited = slot.progress & ENTERED != 0;
+    if slot.thread != thread || !awaited || slot.huge != u16::from(level == Level::Pmd) {
         return;
     }
-    slot.under_way = 0;
+    let repeated = slot.progress == REPEATED;
+    let ambiguous = retry_may_be_handled(answer, masks());
+    slot.progress = if ambiguous { COUNTED } else { IDLE };
     tracking::fault_returns();
     stage(if level == Level::Pte {
         Stage::FaultReturn
     } else {
         Stage::HugeReturn
     });
+    if repeated {
+        return;
+    }
+    let answer = if ambiguous {
+        answer & !FAULT_RETRY_MASK.load()
+    } else {
+        answer
+    };
     // SAFETY: the helper has no preconditions.
     let elapsed = unsafe { bpf_ktime_get_ns() }.saturating_sub(slot.entry_ns);
     // From 6.4 on a fault under its VMA's own lock may run while a clear walks: it belongs to the epoch in

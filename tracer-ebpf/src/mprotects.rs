@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_common::classify::{MprotectChange, VmaState, mprotect_changes};
 use tracer_common::counters::{Counter, Stage};
-use tracer_common::flags::{VM_SOFTDIRTY, is_armed};
+use tracer_common::flags::{VM_ACCOUNT, VM_SOFTDIRTY, is_armed};
 use tracer_common::table::VmaKey;
 
 use crate::layout::*;
@@ -21,6 +21,8 @@ pub struct MprotectUnderWay {
     start: u64,
     end: u64,
     before: VmaState,
+    /// `vm_page_prot` before.
+    page_prot: u64,
     newflags: u64,
     fresh_below: u16,
     fresh_above: u16,
@@ -65,6 +67,7 @@ pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
         start,
         end,
         before,
+        page_prot: Probed::u64(vma, VMA_PAGE_PROT.load()),
         newflags,
         fresh_below: u16::from(fresh_below),
         fresh_above: u16::from(fresh_above),
@@ -78,7 +81,7 @@ pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
 /// Whether the VMA above, which was merged into `after`, still carried `VM_SOFTDIRTY` before. Kernels before 6.1
 /// link the VMAs, and the entry has looked. Later ones keep them in a maple tree; there the table of rows
 /// answers: VMAs merge only if their flags are equal but for `VM_SOFTDIRTY`, so the armed state that the VMA
-/// above had is known, and if no clear or mprotect of this epoch met it, the VMA was fresh.
+/// above had is known, and if neither a clear nor an mprotect nor a fault of this epoch met it, the VMA was fresh.
 #[inline(always)]
 fn was_fresh_above(call: &MprotectUnderWay, after: &VmaKey) -> bool {
     if VMA_NEXT.load() != ABSENT {
@@ -97,8 +100,33 @@ fn was_fresh_above(call: &MprotectUnderWay, after: &VmaKey) -> bool {
         return true;
     };
     // SAFETY: the verifier proves that `row` is a map value.
-    let (met, made) = unsafe { ((*row).armed_epoch, (*row).mprotect_epoch) };
-    met != call.epoch && made != call.epoch
+    let (met, made, faulted) =
+        unsafe { ((*row).armed_epoch, (*row).mprotect_epoch, (*row).last_fault_epoch) };
+    met != call.epoch && made != call.epoch && faulted != call.epoch
+}
+
+/// Notes what a call left of an armed VMA above its range: a VMA of its own now, as armed as before. Otherwise
+/// [`was_fresh_above`] would take it for fresh when a later call joins it again.
+#[inline(always)]
+fn note_rest_above(call: &MprotectUnderWay, after: &VmaState, vma: u64) {
+    let split = call.before.end > call.end && after.end == call.end;
+    if !split || !is_armed(call.before.flags) {
+        return;
+    }
+    let rest = VmaKey {
+        birth: call.birth,
+        start: call.end,
+        flags: call.before.flags,
+        page_prot: call.page_prot,
+    };
+    // What a VMA maps is the same for all its parts.
+    if let Some(row) = rows::get(rows::find_or_create(&rest, vma)) {
+        // SAFETY: the verifier proves that `row` is a map value; mmap_lock is held for writing.
+        unsafe {
+            (*row).end = call.before.end;
+            (*row).mprotect_epoch = call.epoch;
+        }
+    }
 }
 
 /// The return of `mprotect_fixup`.
@@ -121,14 +149,16 @@ pub fn returned(result: i32) {
     // On success the kernel leaves the VMA that covers the range in `*pprev`.
     let vma = Probed::u64(call.pprev, 0);
     let after = state_of(vma);
-    if after.flags != call.newflags {
+    if (after.flags ^ call.newflags) & !(VM_ACCOUNT | VM_SOFTDIRTY) != 0 {
         // The kernel gave the VMA other flags than we think it was asked for: an argument is misread, or a
-        // security module changed them. The self-test refuses to start on it.
+        // security module changed them. The self-test refuses to start on it. Two flags are the kernel's own
+        // affair: it charges private memory when it becomes writable, and a merge may bring VM_SOFTDIRTY.
         stage(Stage::MprotectFlagsDiffer);
     }
     if !is_armed(call.before.flags) && !is_armed(after.flags) {
         return;
     }
+    note_rest_above(&call, &after, vma);
     let key = rows::key_of::<Probed>(call.birth, vma);
     let fresh = (call.fresh_below != 0, was_fresh_above(&call, &key));
     let changes = mprotect_changes(call.before, after, (call.start, call.end), fresh);
