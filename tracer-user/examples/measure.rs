@@ -71,6 +71,16 @@ fn clear() -> Result<()> {
     fs::write("/proc/self/clear_refs", "4").context("/proc/self/clear_refs")
 }
 
+/// Pages of this process that a clear walks over: it grows with what loading the probes leaves behind.
+fn resident_pages() -> Result<f64> {
+    let text = fs::read_to_string("/proc/self/statm")?;
+    text.split(' ')
+        .nth(1)
+        .context("/proc/self/statm")?
+        .parse()
+        .context("/proc/self/statm")
+}
+
 #[derive(Serialize)]
 struct Cost {
     setup: &'static str,
@@ -93,9 +103,9 @@ fn rounds(setup: &'static str, memory: &Memory) -> Result<()> {
         let written = start.elapsed();
         // The first round warms up.
         if round > 0 {
-            let per_page = |time: Duration| time.as_secs_f64() * 1e9 / PAGES_IN_A_SUM;
-            cost.write_ns_per_page.push(per_page(written));
-            cost.clear_ns_per_page.push(per_page(cleared));
+            let per_page = |time: Duration, pages: f64| time.as_secs_f64() * 1e9 / pages;
+            cost.write_ns_per_page.push(per_page(written, PAGES_IN_A_SUM));
+            cost.clear_ns_per_page.push(per_page(cleared, resident_pages()?));
         }
     }
     println!("{}", serde_json::to_string(&cost)?);

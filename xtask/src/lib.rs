@@ -8,6 +8,7 @@
     reason = "errors here are read by people on a terminal: each message names what failed and the remedy"
 )]
 
+pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
 pub mod failure;

@@ -39,11 +39,23 @@ pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// Builds a program of this workspace as a static binary, which runs in a guest that has no libraries, and returns its
 /// path.
 pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
+    let folder = build_statically(package, "--bin", binary)?;
+    Ok(folder.join(binary))
+}
+
+/// Builds an example of the workspace like [`build_static`], and returns where it lies.
+pub fn build_static_example(package: &str, example: &str) -> Result<PathBuf> {
+    let folder = build_statically(package, "--example", example)?;
+    Ok(folder.join("examples").join(example))
+}
+
+/// Returns the folder of the release profile.
+fn build_statically(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let mut cargo = clean_command("cargo");
     cargo
         .args(["build", "--quiet", "--locked", "--release", "--target", TARGET])
-        .args(["--package", package, "--bin", binary])
+        .args(["--package", package, kind, name])
         .env("CARGO_TARGET_DIR", target_dir())
         .env(
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
@@ -51,9 +63,9 @@ pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
         );
     let status = cargo.status().context("cannot start cargo")?;
     if !status.success() {
-        bail!("{binary} of the package {package} does not build (the compiler's messages are above)");
+        bail!("{name} of the package {package} does not build (the compiler's messages are above)");
     }
-    Ok(target_dir().join(TARGET).join("release").join(binary))
+    Ok(target_dir().join(TARGET).join("release"))
 }
 
 /// Whether an environment variable would change what a nested cargo or rustc builds. Where to keep and fetch things

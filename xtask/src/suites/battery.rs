@@ -1,5 +1,6 @@
 //! The conformance battery in guests: on each kernel its results are the expected ones, and it leaves nothing behind.
 
+use super::output::Shared;
 use super::two_at_a_time;
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;
@@ -7,9 +8,7 @@ use crate::kernels::fetch::{Kernel, Kernels};
 use crate::kernels::modules::ModuleTree;
 use crate::workspace::build_static;
 use anyhow::{Result, bail, ensure};
-use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const SCRIPT: &str = include_str!("battery.sh");
@@ -68,29 +67,5 @@ fn test(kernel: &Kernel, program: &Path, runs: u32) -> Result<String> {
     match report.outcome {
         Outcome::Exited(0) => Ok(said.text()),
         other => bail!("{other:?}\n{}", said.text()),
-    }
-}
-
-/// What a guest's command says, kept until it has ended, so that two guests do not talk at once.
-#[derive(Clone, Default)]
-pub(super) struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Shared {
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-}
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

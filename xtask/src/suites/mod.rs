@@ -1,6 +1,7 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
 pub mod battery;
+pub(crate) mod output;
 pub mod transport;
 
 use crate::build_ebpf;

@@ -1,0 +1,159 @@
+//! The figures of one kernel, and the table made of them.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+use std::fmt::Write as _;
+
+/// What one set of probes costs; several rounds.
+#[derive(Debug, Deserialize)]
+struct Cost {
+    setup: String,
+    write_ns_per_page: Vec<f64>,
+    clear_ns_per_page: Vec<f64>,
+}
+
+/// What the program `measure cost` said on one kernel.
+#[derive(Debug)]
+pub(super) struct Costs(Vec<Cost>);
+
+impl Costs {
+    /// Reads one JSON object a line.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let costs: Vec<Cost> = text
+            .lines()
+            .filter(|line| line.starts_with('{'))
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("not what `measure cost` prints: {text}"))?;
+        ensure!(
+            costs
+                .iter()
+                .all(|cost| !cost.write_ns_per_page.is_empty() && !cost.clear_ns_per_page.is_empty()),
+            "a set of probes without a round"
+        );
+        let costs = Self(costs);
+        costs.get("nothing")?;
+        Ok(costs)
+    }
+
+    /// Instructions for a write-notify fault and for a page of a clear, by medians.
+    fn get(&self, setup: &str) -> Result<(f64, f64)> {
+        let Some(cost) = self.0.iter().find(|cost| cost.setup == setup) else {
+            bail!("nothing was measured for {setup:?}");
+        };
+        Ok((median(&cost.write_ns_per_page), median(&cost.clear_ns_per_page)))
+    }
+
+    /// A fault of a process that is not tracked must cost less than under a kprobe that only counts.
+    pub(super) fn cheaper_than_a_bare_kprobe(&self) -> Result<(), String> {
+        let of = |setup| {
+            self.get(setup)
+                .map(|(fault, _)| fault)
+                .map_err(|error| error.to_string())
+        };
+        let bare = of("bare kprobe")?;
+        for setup in ["fentry, nothing tracked", "fentry, untracked"] {
+            let cost = of(setup)?;
+            if cost >= bare {
+                return Err(format!(
+                    "{setup}: {cost:.0} instructions, a bare kprobe {bare:.0}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The table in Markdown.
+    pub(super) fn table(&self, series: &str, release: &str) -> String {
+        let base = self.get("nothing").unwrap_or_default();
+        let mut text = format!(
+            "### {series} ({release})\n\n\
+             | probes attached | write-notify fault | more | page of a clear | more |\n|---|---:|---:|---:|---:|\n"
+        );
+        for cost in self.0.iter().filter(|cost| cost.setup != "nothing again") {
+            let fault = median(&cost.write_ns_per_page);
+            let clear = median(&cost.clear_ns_per_page);
+            // Writing to a String does not fail.
+            let _ = writeln!(
+                text,
+                "| {} | {fault:.0} | {:+.0} | {clear:.1} | {:+.1} |",
+                cost.setup,
+                fault - base.0,
+                clear - base.1
+            );
+        }
+        text
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+const BEGIN: &str = "<!-- begin of the tables of cargo xtask bench -->";
+const END: &str = "<!-- end of the tables of cargo xtask bench -->";
+
+/// Puts `tables` between the marks of the document.
+pub(super) fn replace(document: &str, tables: &str) -> Result<String> {
+    let (head, rest) = document
+        .split_once(BEGIN)
+        .with_context(|| format!("no line {BEGIN}"))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("no line {END}"))?;
+    Ok(format!("{head}{BEGIN}\n\n{tables}{END}{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(setup: &str, fault: f64) -> String {
+        format!(
+            r#"{{"setup":"{setup}","write_ns_per_page":[{fault},1.0,9000.0],"clear_ns_per_page":[50.0]}}"#
+        )
+    }
+
+    fn costs(untracked: f64) -> Costs {
+        let lines = [
+            line("nothing", 1000.0),
+            line("bare kprobe", 1300.0),
+            line("fentry, nothing tracked", 1200.0),
+            line("fentry, untracked", untracked),
+        ];
+        Costs::parse(&lines.join("\n")).unwrap()
+    }
+
+    #[test]
+    fn the_table_shows_medians_and_differences() {
+        let table = costs(1250.0).table("6.1", "6.1.0-56");
+        assert!(
+            table.contains("| fentry, untracked | 1250 | +250 | 50.0 | +0.0 |"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn a_fault_that_costs_more_than_a_bare_kprobe_is_a_failure() {
+        assert!(costs(1299.0).cheaper_than_a_bare_kprobe().is_ok());
+        let why = costs(1300.0).cheaper_than_a_bare_kprobe().unwrap_err();
+        assert!(why.contains("fentry, untracked: 1300"), "{why}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_success() {
+        assert!(Costs::parse("").is_err());
+        let only = Costs::parse(&line("nothing", 1.0)).unwrap();
+        assert!(only.cheaper_than_a_bare_kprobe().is_err());
+    }
+
+    #[test]
+    fn the_tables_go_between_the_marks() {
+        let document = format!("a\n{BEGIN}\nold\n{END}\nb\n");
+        assert_eq!(
+            replace(&document, "new\n").unwrap(),
+            format!("a\n{BEGIN}\n\nnew\n{END}\nb\n")
+        );
+        assert!(replace("a", "new").is_err());
+    }
+}
