@@ -145,3 +145,16 @@ fn a_table_says_in_plain_words_what_is_missing() {
         assert!(text.contains(row), "{row} is not in\n{text}");
     }
 }
+
+#[test]
+fn a_reader_that_went_away_is_one_line() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = sdtrace(&["metrics-docs"]).stdout(writer).output().unwrap();
+    let (code, line) = complaint(&output);
+    assert_eq!(
+        (code, line.contains("cannot write to standard output")),
+        (1, true),
+        "{line}"
+    );
+}

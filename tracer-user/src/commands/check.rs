@@ -36,9 +36,9 @@ struct Report {
 pub(super) fn check(arguments: &CheckArgs) -> Result<ExitCode> {
     let report = find_out(arguments.attach);
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        super::print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     } else {
-        print!("{}", table(&report));
+        super::print(&table(&report))?;
     }
     Ok(if report.works {
         ExitCode::SUCCESS

@@ -1,6 +1,5 @@
 //! `sdtrace dump`.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -22,7 +21,5 @@ pub(super) fn dump(arguments: &DumpArgs) -> Result<()> {
     }
     let ledger: Dump =
         serde_json::from_str(&text).with_context(|| format!("{url} answers something else than a ledger"))?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &ledger).context("cannot write to standard output")?;
-    writeln!(out).context("cannot write to standard output")
+    super::print(&(serde_json::to_string_pretty(&ledger)? + "\n"))
 }

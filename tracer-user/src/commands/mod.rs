@@ -8,9 +8,10 @@ mod round_trip;
 mod run;
 mod summary;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::cli::Command;
 use crate::export::metrics;
@@ -28,10 +29,18 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
         Command::MetricsDocs => {
-            print!("{}", metrics::documentation()?);
+            print(&metrics::documentation()?)?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Writes to standard output; a reader that has gone is an error like any other, not a panic.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
 }
 
 /// A runtime for what waits for the network and for records.

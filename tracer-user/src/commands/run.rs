@@ -45,8 +45,8 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
     if let (Some(reading), Some(_)) = (reading?, arguments.duration) {
         let summary = Summary::of(&reading);
         match arguments.log_format {
-            LogFormat::Text => print!("{}", summary.table()),
-            LogFormat::Json => println!("{}", serde_json::to_string(&summary)?),
+            LogFormat::Text => super::print(&summary.table())?,
+            LogFormat::Json => super::print(&(serde_json::to_string(&summary)? + "\n"))?,
         }
     }
     Ok(())
