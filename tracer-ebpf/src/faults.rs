@@ -254,8 +254,9 @@ fn account(slot: &TaskSlot, answer: u32, epoch: u32) -> Outcome {
             } else {
                 &raw mut (*row).faults
             };
-            add(cells.cast::<u64>().add(epoch_cell(epoch)), 1);
+            // First the epoch, then the count: the daemon reads them the other way round.
             (*row).last_fault_epoch = epoch;
+            add(cells.cast::<u64>().add(epoch_cell(epoch)), 1);
         }
     } else {
         stage(Stage::Unlinked);
