@@ -151,6 +151,13 @@ impl PrivateApt {
         })
     }
 
+    /// Like [`Self::unpack`], the version that one suite offers.
+    pub fn unpack_from(&self, name: &str, suite: &str, destination: &Path) -> Result<()> {
+        self.with_download(&format!("{name}/{suite}"), |deb| {
+            unpack_deb(deb, destination, &[])
+        })
+    }
+
     /// Like [`Self::unpack`], the newest version that any suite offers.
     pub fn unpack_newest(&self, name: &str, destination: &Path) -> Result<()> {
         self.with_download(name, |deb| unpack_deb(deb, destination, &[]))

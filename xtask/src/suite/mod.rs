@@ -79,6 +79,12 @@ impl Suite {
     }
 }
 
+/// The names of all tests.
+#[must_use]
+pub fn test_names() -> Vec<&'static str> {
+    cases::all().iter().map(|test| test.name).collect()
+}
+
 /// Runs the tests. Returns whether all passed.
 ///
 /// # Errors

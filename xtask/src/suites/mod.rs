@@ -2,6 +2,7 @@
 
 pub mod battery;
 pub(crate) mod output;
+pub mod tracing;
 pub mod transport;
 
 use crate::build_ebpf;
@@ -78,6 +79,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "guest-transport",
             "static programs and HTTP work in a guest of every kernel",
             move || transport::run(&series(extent)?),
+        ),
+        Step::new(
+            "tracing",
+            "sdtrace counts exactly what a workload did, on every kernel in both attach modes",
+            move || tracing::run(&series(extent)?),
         ),
         Step::new(
             "battery",
