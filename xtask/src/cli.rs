@@ -1,6 +1,7 @@
 //! The command line of `cargo xtask`.
 
 mod guest;
+mod run;
 
 use crate::kernels::{Series, Wanted};
 use crate::{bench, build_ebpf, failure, fixtures, suites};
@@ -18,6 +19,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Run sdtrace on this host, or, where its kernel cannot be traced, in an emulated machine, beside a tracker and a
+    /// target whose writes are known.
+    ///
+    /// /metrics is on 127.0.0.1. Ends on Ctrl-C or after --for with a table: what the target did, what sdtrace
+    /// counted; exit 1 if they differ.
+    Run(run::Arguments),
     /// Build the eBPF object that is committed as tracer-user/ebpf/sdtrace-probes.bpf.o.
     BuildEbpf {
         /// Change nothing: rebuild from nothing, compare byte for byte, exit 1 if the committed object differs.
@@ -81,6 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf { clippy: true, .. } => build_ebpf::clippy()?,
         Task::BuildEbpf { check: true, .. } => build_ebpf::check()?,
         Task::BuildEbpf { .. } => build_ebpf::build()?,
+        Task::Run(arguments) => return run::run(&arguments),
         Task::Guest(arguments) => return guest::run(*arguments),
         Task::Test { full, list, only } => {
             let steps = suites::steps(if full {

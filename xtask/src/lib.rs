@@ -11,6 +11,7 @@
 pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
+pub mod demo;
 pub mod failure;
 pub mod fixtures;
 pub mod guest;

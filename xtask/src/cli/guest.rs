@@ -255,7 +255,7 @@ fn parse_forward(text: &str) -> Result<Forward, Usage> {
     })
 }
 
-fn parse_time(text: &str) -> Result<Duration, Usage> {
+pub(super) fn parse_time(text: &str) -> Result<Duration, Usage> {
     let refuse = || Usage(format!("`{text}` is no time; write it like 90s or 5m"));
     let (number, unit) = text.split_at(
         text.find(|letter: char| !letter.is_ascii_digit())

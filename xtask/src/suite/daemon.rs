@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -25,21 +25,25 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `sdtrace run` with these arguments more, and waits until it is ready. Its log goes to `log`.
+    /// Starts `sdtrace run --listen LISTEN` with these arguments more, and waits until it is ready. Its log goes to `log`.
     ///
     /// # Errors
     /// With the end of its log if it does not become ready.
-    pub fn start(address: SocketAddr, arguments: &[&str], log: &str) -> Result<Self> {
+    pub fn start(listen: SocketAddr, arguments: &[&str], log: &str) -> Result<Self> {
         let file = File::create(log).with_context(|| log.to_owned())?;
         let child = Command::new("sdtrace")
             .arg("run")
-            .args(["--listen", &address.to_string()])
+            .args(["--listen", &listen.to_string()])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .context("cannot start sdtrace")?;
+        let mut address = listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
         let mut daemon = Self {
             child,
             address,

@@ -55,7 +55,7 @@ pub fn counts_are_exact_under_load(suite: &mut Suite) -> Result<()> {
     let scrapes = scrapes.into_inner();
     ensure!(scrapes >= 10, "only {scrapes} scrapes were made meanwhile");
     let (after, ledger) = suite.look()?;
-    compare::consistent(&ledger, &after)?;
+    compare::sums_agree(&ledger, &after)?;
     let space = ledger
         .space_of(actor.pid())
         .context("the ledger has no such address space")?;

@@ -51,8 +51,8 @@ pub fn all() -> Vec<Test> {
         processes::exit_ends_the_epoch,
         processes::reused_mm_is_a_new_address_space,
         processes::each_epoch_has_its_own_counts,
-        load::counts_are_exact_under_load,
         lifecycle::nothing_was_lost,
+        load::counts_are_exact_under_load,
         lifecycle::sigterm_detaches,
         lifecycle::kill_detaches,
     ]

@@ -38,6 +38,7 @@ pub const SCENES: &[(&str, SetUp)] = &[
     ("threads", load::threads),
     ("hammer", load::hammer),
     ("everything", everything),
+    ("demo", demo),
 ];
 
 /// A scene of one area and one action.
@@ -75,6 +76,11 @@ impl Scene for Several {
         }
         Ok(children)
     }
+}
+
+/// Everything, and then a child that comes and goes: it shares the parent's pages only after all is written.
+fn demo() -> Result<Box<dyn Scene>> {
+    Ok(Box::new(Several(vec![everything()?, sharing::brief_fork()?])))
 }
 
 fn everything() -> Result<Box<dyn Scene>> {

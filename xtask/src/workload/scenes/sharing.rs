@@ -35,18 +35,7 @@ pub fn fork() -> Result<Box<dyn Scene>> {
     let _ = area.poke(0..PAGES);
     Ok(with_child(area, |area| {
         let before = area.write(0..DIRTY);
-        let child = forked(|| {
-            let mut area = area.clone();
-            let dirty = area.poke(0..DIRTY);
-            let faults = area.write(DIRTY..PAGES);
-            let state = State {
-                outcomes: outcome("already_soft_dirty", dirty),
-                armed_at_clear: false,
-                ..area.armed(faults)
-            };
-            area.expect(state);
-            report_of(vec![&mut area], Vec::new())
-        })?;
+        let child = forked(|| write_all(area))?;
         let dirty = area.poke(0..DIRTY);
         let after = area.write(DIRTY..PAGES);
         let state = State {
@@ -56,6 +45,34 @@ pub fn fork() -> Result<Box<dyn Scene>> {
         area.expect(state);
         Ok(child)
     }))
+}
+
+/// A child that writes to pages of which its parent had written some, and exits.
+pub fn brief_fork() -> Result<Box<dyn Scene>> {
+    let area = Area::private("brief fork", PAGES)?;
+    let _ = area.poke(0..PAGES);
+    Ok(simple(area, |area| {
+        let faults = area.write(0..DIRTY);
+        let child = forked(|| write_all(area))?;
+        let report = child.report.clone();
+        child.end()?;
+        area.expect(area.armed(faults));
+        Ok(vec![report])
+    }))
+}
+
+/// In a child: writes to all pages, of which the parent had written the first.
+fn write_all(area: &Area) -> Result<Report> {
+    let mut area = area.clone();
+    let dirty = area.poke(0..DIRTY);
+    let faults = area.write(DIRTY..PAGES);
+    let state = State {
+        outcomes: outcome("already_soft_dirty", dirty),
+        armed_at_clear: false,
+        ..area.armed(faults)
+    };
+    area.expect(state);
+    report_of(vec![&mut area], Vec::new())
 }
 
 /// The child writes to three small pages of a huge page that it shares with its parent: the first write splits
