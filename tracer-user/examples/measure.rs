@@ -32,6 +32,7 @@ fn main() -> Result<()> {
         [self_test::SUBCOMMAND] => self_test_child::play(),
         ["be-tracked"] => be_tracked(),
         ["cost"] => cost(),
+        ["rounds", setup] => rounds_here(setup),
         ["loss", reader] => loss(reader),
         _ => bail!("usage: measure cost | measure loss none|lookup|mapped"),
     }
@@ -71,26 +72,26 @@ fn clear() -> Result<()> {
     fs::write("/proc/self/clear_refs", "4").context("/proc/self/clear_refs")
 }
 
-/// Pages of this process that a clear walks over: it grows with what loading the probes leaves behind.
-fn resident_pages() -> Result<f64> {
-    let text = fs::read_to_string("/proc/self/statm")?;
-    text.split(' ')
-        .nth(1)
-        .context("/proc/self/statm")?
-        .parse()
-        .context("/proc/self/statm")
-}
-
 #[derive(Serialize)]
 struct Cost {
-    setup: &'static str,
+    setup: String,
     write_ns_per_page: Vec<f64>,
     clear_ns_per_page: Vec<f64>,
 }
 
-fn rounds(setup: &'static str, memory: &Memory) -> Result<()> {
+/// Measures in a process of its own, whose memory is the same whatever the probes took.
+fn rounds(setup: &str) -> Result<()> {
+    let status = Command::new(std::env::current_exe()?)
+        .args(["rounds", setup])
+        .status()?;
+    anyhow::ensure!(status.success(), "measuring {setup} ended with {status}");
+    Ok(())
+}
+
+fn rounds_here(setup: &str) -> Result<()> {
+    let memory = Memory::new(MapFlags::PRIVATE)?;
     let mut cost = Cost {
-        setup,
+        setup: setup.to_owned(),
         write_ns_per_page: Vec::new(),
         clear_ns_per_page: Vec::new(),
     };
@@ -103,9 +104,9 @@ fn rounds(setup: &'static str, memory: &Memory) -> Result<()> {
         let written = start.elapsed();
         // The first round warms up.
         if round > 0 {
-            let per_page = |time: Duration, pages: f64| time.as_secs_f64() * 1e9 / pages;
-            cost.write_ns_per_page.push(per_page(written, PAGES_IN_A_SUM));
-            cost.clear_ns_per_page.push(per_page(cleared, resident_pages()?));
+            let per_page = |time: Duration| time.as_secs_f64() * 1e9 / PAGES_IN_A_SUM;
+            cost.write_ns_per_page.push(per_page(written));
+            cost.clear_ns_per_page.push(per_page(cleared));
         }
     }
     println!("{}", serde_json::to_string(&cost)?);
@@ -151,15 +152,14 @@ fn be_tracked() -> Result<()> {
 fn cost() -> Result<()> {
     // Just after boot a fault costs 2,000 instructions more.
     std::thread::sleep(Duration::from_secs(5));
-    let memory = Memory::new(MapFlags::PRIVATE)?;
-    rounds("nothing", &memory)?;
+    rounds("nothing")?;
     {
         let _bare = Bare::attach("bare_kprobe", "do_wp_page")?;
-        rounds("bare kprobe", &memory)?;
+        rounds("bare kprobe")?;
     }
     {
         let _bare = Bare::attach("bare_fexit", "do_wp_page")?;
-        rounds("bare fexit", &memory)?;
+        rounds("bare fexit")?;
     }
     let setups = [
         (
@@ -195,9 +195,9 @@ fn cost() -> Result<()> {
             ..ProbeOptions::default()
         })?;
         anyhow::ensure!(probes.live_births()?.is_empty(), "something is tracked already");
-        rounds(nothing, &memory)?;
+        rounds(nothing)?;
         other.track(&mut probes)?;
-        rounds(untracked, &memory)?;
+        rounds(untracked)?;
         drop(other);
         drop(probes);
         let probes = Probes::start(&ProbeOptions {
@@ -205,10 +205,10 @@ fn cost() -> Result<()> {
             fault_return,
             ..ProbeOptions::default()
         })?;
-        rounds(tracked, &memory)?;
+        rounds(tracked)?;
         drop(probes);
     }
-    rounds("nothing again", &memory)
+    rounds("nothing again")
 }
 
 const FAULTS: usize = 200_000;
