@@ -116,6 +116,20 @@ pub(super) const ALL: &[Scenario] = &[
         "The same merged by mprotect of B.",
     ),
     Scenario::new(
+        "merge-untouched-mprotect-a",
+        Class::A,
+        CAUSE,
+        |_| replaced(&Sides::private()?, Call::Protect, Side::Armed),
+        "The same as merge-remap-mprotect-a with an A that was never touched.",
+    ),
+    Scenario::new(
+        "merge-untouched-mremap-b",
+        Class::A,
+        CAUSE,
+        untouched_mremap,
+        "Maps private B elsewhere and moves it onto populated memory next to an armed A that was never touched.",
+    ),
+    Scenario::new(
         "merge-remap-mmap-b",
         Class::A,
         CAUSE,
@@ -207,7 +221,7 @@ impl Sides {
         Ok(sides)
     }
 
-    /// Both sides are private and populated before the clear, B as a mapping that cannot merge with A.
+    /// Both sides are private and there before the clear, B populated and as a mapping that cannot merge with A.
     fn private() -> Result<Self, Stop> {
         let room = Area::reserve(2 * PAGES, 0)?;
         let sides = Self {
@@ -216,7 +230,6 @@ impl Sides {
             fresh: room.part(PAGES, PAGES),
         };
         sides.map(sides.armed, READ_WRITE)?;
-        sides.armed.fill(OLD);
         place(sides.fresh, MAP_SHARED | MAP_ANONYMOUS)?.fill(OLD);
         Ok(sides)
     }
@@ -309,14 +322,32 @@ fn shared_next_epoch(_: &Bench) -> Found {
     epoch.judge(&Before::zero(sides.fresh), PAGES)
 }
 
-fn remap_merge(call: Call, side: Side) -> Found {
-    let sides = Sides::private()?;
+/// Merges with a B that took the place of older content, which the tracker must be told.
+fn replaced(sides: &Sides, call: Call, side: Side) -> Found {
     let epoch = sides.merge(call, side, |_| ())?;
     epoch.judge(&Before::known(sides.fresh, OLD), PAGES)
 }
 
+fn untouched_mremap(_: &Bench) -> Found {
+    let sides = Sides::private()?;
+    let elsewhere = Area::reserve(PAGES, 0)?;
+    let epoch = Epoch::open()?;
+    epoch.armed(sides.armed)?;
+    place(elsewhere, MAP_PRIVATE | MAP_ANONYMOUS)?;
+    elsewhere.move_to(sides.fresh, 0).works("mremap")?;
+    merged(sides.armed, sides.fresh)?;
+    epoch.judge(&Before::known(sides.fresh, OLD), PAGES)
+}
+
+fn remap_merge(call: Call, side: Side) -> Found {
+    let sides = Sides::private()?;
+    sides.armed.fill(OLD);
+    replaced(&sides, call, side)
+}
+
 fn remap_mmap(_: &Bench) -> Found {
     let sides = Sides::private()?;
+    sides.armed.fill(OLD);
     let epoch = Epoch::open()?;
     epoch.armed(sides.armed)?;
     sides.map(sides.fresh, READ_WRITE)?;
