@@ -1,7 +1,7 @@
 //! What the project's own tasks are made of, for `cargo xtask` and for the programs that boot guests.
 //!
 //! The way of the data: `provision` brings what the machine lacks into the cache folder, `kernels` finds and unpacks
-//! Debian kernels there, `guest` boots them, `build_ebpf` makes the committed eBPF object.
+//! Debian kernels there, `headers` builds modules against them, `guest` boots them, `build_ebpf` makes the committed eBPF object.
 #![warn(missing_docs)]
 #![allow(
     clippy::missing_errors_doc,
@@ -15,6 +15,7 @@ pub mod demo;
 pub mod failure;
 pub mod fixtures;
 pub mod guest;
+pub mod headers;
 pub mod kernels;
 pub mod provision;
 pub mod suite;

@@ -230,6 +230,8 @@ pub(super) fn unpack_deb(deb: &Path, destination: &Path, paths: &[&str]) -> Resu
         .stdin(Stdio::from(stream))
         .status()
         .context("cannot start tar")?;
+    // It still holds the pipe; a tar that ended early would leave dpkg-deb writing into it for ever.
+    drop(tar);
     let unpacked = dpkg.wait()?;
     if !untarred.success() || !unpacked.success() {
         bail!("cannot unpack {}", deb.display());

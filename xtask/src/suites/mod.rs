@@ -1,6 +1,7 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
 pub mod battery;
+pub mod faults;
 pub(crate) mod output;
 pub mod tracing;
 pub mod transport;
@@ -89,6 +90,14 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "battery",
             "soft-dirty behaves on every kernel as recorded, and the battery leaves nothing behind",
             move || battery::run(&series(extent)?, if extent == Extent::Full { 3 } else { 1 }),
+        ),
+        Step::new(
+            "faults",
+            "soft-dirty broken on purpose is found broken, on 6.1 and on the newest kernel",
+            || {
+                let bookworm = Series { major: 6, minor: 1 };
+                faults::run(&[Wanted::Series(bookworm), Wanted::Newest])
+            },
         ),
     ]
 }

@@ -1,0 +1,51 @@
+# Runs in the guest: soft-dirty broken on purpose by the test module must come out as missed, and whole again as tracked.
+fail() { echo "FAILED: $*"; exit 1; }
+
+# expect RESULT SCENARIO...
+expect() {
+    want=$1
+    shift
+    for name; do
+        sdtrace battery --json --only "$name" >/result 2>&1 || { cat /result; fail "$name does not run"; }
+        grep -q "\"result\": \"$want\"" /result || { cat /result; fail "$name is not $want with the fault '$fault'"; }
+    done
+    echo "fault '$fault': $* $want"
+}
+
+driver() {
+    said=$(driver-mapping) || fail "driver-mapping"
+    [ "$said" = "$1" ] || fail "the device's mapping is $said with the fault '$fault'"
+    echo "fault '$fault': device mapping $said"
+}
+
+load() {
+    fault=$1
+    insmod /softdirty_faults.ko fault="$fault" comm=sdtrace || fail "insmod fault=$fault"
+}
+
+shared="seed-2014 shared-read-then-write"
+private="mprotect-private mprotect-none-private"
+both="mprotect-shared mprotect-ramfs"
+controls="control-private-anon control-shared-anon"
+
+fault=none
+expect tracked $controls $shared $private $both
+
+load page-prot
+expect missed $shared $both
+expect tracked $controls $private
+rmmod softdirty_faults || fail "rmmod"
+
+load mprotect
+expect missed $private $both
+expect tracked $controls $shared
+driver tracked
+rmmod softdirty_faults || fail "rmmod"
+
+load driver
+expect tracked $controls $shared $private $both
+driver missed
+rmmod softdirty_faults || fail "rmmod"
+
+fault=none
+expect tracked $controls $shared $private $both
