@@ -1,6 +1,6 @@
 //! Soft-dirty broken on purpose: with the test module loaded the bugs of class A must be found, without it they must not.
 
-use super::battery::Shared;
+use super::output::Shared;
 use super::two_at_a_time;
 use crate::guest::{Guest, Outcome};
 use crate::headers::Headers;
