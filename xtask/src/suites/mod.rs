@@ -3,6 +3,7 @@
 pub mod battery;
 pub mod faults;
 pub(crate) mod output;
+pub mod selftest;
 pub mod tracing;
 pub mod transport;
 
@@ -98,6 +99,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
                 let bookworm = Series { major: 6, minor: 1 };
                 faults::run(&[Wanted::Series(bookworm), Wanted::Newest])
             },
+        ),
+        Step::new(
+            "selftest",
+            "the kernel's own test of soft-dirty and the battery agree on every kernel",
+            move || selftest::run(&series(extent)?),
         ),
     ]
 }
