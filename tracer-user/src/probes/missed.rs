@@ -50,6 +50,19 @@ pub fn missed_runs(object: &Ebpf, active_is_counted: bool) -> Vec<MissedRuns> {
     all
 }
 
+/// Takes what was missed `before` from `runs`.
+pub fn subtract(runs: &mut [MissedRuns], before: &[MissedRuns]) {
+    for run in runs {
+        let same = |other: &&MissedRuns| other.program == run.program && other.stage == run.stage;
+        if let (Some(count), Some(earlier)) = (
+            &mut run.count,
+            before.iter().find(same).and_then(|other| other.count),
+        ) {
+            *count = count.saturating_sub(earlier);
+        }
+    }
+}
+
 /// A function that every lookup in a per-CPU array by bpf(2) calls while `bpf_prog_active` is set on that CPU
 /// (`bpf_map_copy_value`).
 const INSIDE_A_LOOKUP: &str = "bpf_percpu_array_copy";
@@ -80,4 +93,24 @@ pub fn skipped_runs_are_counted(object: &mut Ebpf, bare: &PerCpuArray<MapData, u
     let ran: u64 = bare.get(&0, 0).ok()?.iter().sum();
     // A kernel that runs them all has nothing to count.
     Some(ran + skipped.unwrap_or(0) >= LOOKUPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(program: &str, count: Option<u64>) -> MissedRuns {
+        MissedRuns {
+            program: program.to_owned(),
+            stage: "recursion".to_owned(),
+            count,
+        }
+    }
+
+    #[test]
+    fn what_was_missed_before_counts_no_more() {
+        let mut runs = [run("a", Some(7)), run("b", Some(1)), run("c", None)];
+        subtract(&mut runs, &[run("a", Some(5)), run("c", None)]);
+        assert_eq!(runs, [run("a", Some(2)), run("b", Some(1)), run("c", None)]);
+    }
 }

@@ -168,6 +168,8 @@ pub struct Probes {
     active_is_counted: bool,
     /// Processes whose smaps could not be read at the start, so that they may be armed unseen.
     pub unreadable_at_start: usize,
+    /// What was missed before anything but the self-test's child could be tracked.
+    missed_before: Vec<MissedRuns>,
 }
 
 impl Probes {
@@ -238,6 +240,7 @@ impl Probes {
             undecoded: 0,
             active_is_counted: false,
             unreadable_at_start: 0,
+            missed_before: Vec::new(),
             object,
         })
     }
@@ -293,10 +296,12 @@ impl Probes {
         self.undecoded
     }
 
-    /// Runs of probes that the kernel skipped, as far as it counts them.
+    /// Runs of probes that the kernel skipped since the daemon went live, as far as it counts them.
     #[must_use]
     pub fn missed_runs(&self) -> Vec<MissedRuns> {
-        missed::missed_runs(&self.object, self.active_is_counted)
+        let mut runs = missed::missed_runs(&self.object, self.active_is_counted);
+        missed::subtract(&mut runs, &self.missed_before);
+        runs
     }
 
     /// The ring buffer's descriptor, readable when records wait.
@@ -365,6 +370,7 @@ impl Probes {
 
     fn go_live(&mut self) -> Result<()> {
         self.counters.start_over();
+        self.missed_before = missed::missed_runs(&self.object, self.active_is_counted);
         self.live.mode = MODE_LIVE;
         self.live.handshake = 0;
         self.apply(&self.live.clone())?;
