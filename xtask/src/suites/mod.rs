@@ -3,6 +3,7 @@
 pub mod battery;
 pub mod faults;
 pub(crate) mod output;
+mod rules;
 pub mod selftest;
 pub mod tracing;
 pub mod transport;
@@ -12,9 +13,12 @@ use crate::failure::Usage;
 use crate::guest::interrupt;
 use crate::kernels::fetch::Kernels;
 use crate::kernels::{Series, Wanted};
-use crate::provision::say;
+use crate::provision::{promtool, say};
 use crate::workspace::{clean_command, target_dir};
 use anyhow::{Context as _, Result, bail};
+use std::env;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,9 +78,12 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "the committed eBPF object is what its source builds",
             build_ebpf::check,
         ),
-        Step::new("unit", "unit and property tests pass", || {
-            cargo(&["test", "--locked", "--workspace", "--exclude", "tracer-ebpf"])
-        }),
+        Step::new(
+            "rules",
+            "the alerts fire when they should and only then",
+            rules::run,
+        ),
+        Step::new("unit", "unit and property tests pass", unit),
         Step::new(
             "guest-transport",
             "static programs and HTTP work in a guest of every kernel",
@@ -203,10 +210,30 @@ pub fn two_at_a_time<Item: Sync, Output: Send>(
 }
 
 /// A cargo run in the workspace, with its output shown.
+/// One of the tests asks promtool, which this machine may lack.
+fn unit() -> Result<()> {
+    let promtool = promtool::provide()?;
+    let mut path = promtool
+        .parent()
+        .map(PathBuf::from)
+        .into_iter()
+        .collect::<Vec<_>>();
+    path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    cargo_with(
+        &["test", "--locked", "--workspace", "--exclude", "tracer-ebpf"],
+        &env::join_paths(path).context("promtool's folder cannot be put on the PATH")?,
+    )
+}
+
 fn cargo(arguments: &[&str]) -> Result<()> {
+    cargo_with(arguments, &env::var_os("PATH").unwrap_or_default())
+}
+
+fn cargo_with(arguments: &[&str], path: &OsStr) -> Result<()> {
     let mut cargo = clean_command("cargo");
     let status = cargo
         .args(arguments)
+        .env("PATH", path)
         .env("CARGO_TARGET_DIR", target_dir())
         .status()
         .context("cannot start cargo")?;

@@ -6,12 +6,11 @@ use super::two_at_a_time;
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;
 use crate::kernels::fetch::{Kernel, Kernels};
-use crate::provision::apt::PrivateApt;
-use crate::provision::{CacheLock, cache_dir, find_on_path, place_atomically, run_quietly, say};
+use crate::provision::{promtool, say};
 use crate::suite;
 use crate::workspace::build_static;
 use anyhow::{Context as _, Result, bail, ensure};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -36,7 +35,7 @@ pub fn run(kernels: &[Wanted]) -> Result<()> {
         sdtrace: build_static("tracer-user", "sdtrace")?,
         workload: build_static("xtask", "workload")?,
         suite: build_static("xtask", "guest-suite")?,
-        promtool: provide_promtool()?,
+        promtool: promtool::provide()?,
     };
     let cache = Kernels::open()?;
     let mut guests = Vec::new();
@@ -171,38 +170,6 @@ fn check_metrics(promtool: &Path, metrics: &Path) -> Result<()> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
-}
-
-/// Finds promtool, or unpacks Debian's package into the cache: installing it would start a server.
-fn provide_promtool() -> Result<PathBuf> {
-    const INSIDE: &str = "usr/bin/promtool";
-    if let Some(found) = find_on_path("promtool") {
-        return Ok(found);
-    }
-    let folder = cache_dir()?.join("prometheus");
-    let found = folder.join(INSIDE);
-    let _lock = CacheLock::acquire("prometheus")?;
-    if !found.is_file() {
-        say("downloading prometheus (its promtool checks what /metrics says)");
-        let apt = PrivateApt::open()?;
-        if !apt.has_lists() {
-            apt.update()?;
-        }
-        // Of the suite that the oldest supported machines run: newer packages want a newer C library.
-        place_atomically(&folder, |content| {
-            apt.unpack_from("prometheus", "bookworm", content)?;
-            let unpacked = content.join(INSIDE);
-            ensure!(unpacked.is_file(), "the package prometheus holds no {INSIDE}");
-            // The rest of the package is 100 MB that nobody needs.
-            let server = content.join("usr/bin/prometheus");
-            if server.is_file() {
-                fs::remove_file(server)?;
-            }
-            Ok(())
-        })?;
-    }
-    run_quietly(Command::new(&found).arg("--version"))?;
-    Ok(found)
 }
 
 #[cfg(test)]
