@@ -9,6 +9,8 @@
  *                  before 64e455079e1b taught clear_refs_write() to call vma_set_page_prot().
  * fault=mprotect   mprotect() that grants write makes the present pages of an armed VMA writable at once, without
  *                  looking at soft-dirty, as change_pte_range() did from 3.18 to 5.18 and in 5.19.
+ * fault=forget     A write fault leaves the page writable and not soft-dirty, in every mapping longer than one page, so that
+ *                  even what no kernel misses is missed. One page is spared: the battery's canary is that long.
  * fault=driver     Mapping /dev/softdirty_faults meets a driver that puts a protection of its own into vm_page_prot when
  *                  a page is touched. With any other fault the device is well-behaved. NAME is not looked at.
  */
@@ -23,7 +25,7 @@
 
 static char *fault = "";
 module_param(fault, charp, 0444);
-MODULE_PARM_DESC(fault, "page-prot, mprotect or driver");
+MODULE_PARM_DESC(fault, "page-prot, mprotect, forget or driver");
 static char *comm = "";
 module_param(comm, charp, 0444);
 MODULE_PARM_DESC(comm, "name of the processes concerned");
@@ -111,8 +113,8 @@ static int mprotect_entry(struct kretprobe_instance *instance, struct pt_regs *r
 	return chosen(call->mm) ? 0 : 1;
 }
 
-/* The page table entry of an address, if there is a table; huge pages are left alone. */
-static pmd_t *table_of(struct mm_struct *mm, unsigned long address)
+/* The entry for the 2 MiB around an address. */
+static pmd_t *pmd_of(struct mm_struct *mm, unsigned long address)
 {
 	pgd_t *pgd = pgd_offset(mm, address);
 	p4d_t *p4d;
@@ -128,24 +130,43 @@ static pmd_t *table_of(struct mm_struct *mm, unsigned long address)
 	if (pud_none(*pud) || pud_leaf(*pud))
 		return NULL;
 	pmd = pmd_offset(pud, address);
-	return pmd_present(*pmd) && !pmd_leaf(*pmd) ? pmd : NULL;
+	return pmd_present(*pmd) ? pmd : NULL;
 }
 
-static void make_pte_writable(struct mm_struct *mm, unsigned long address)
+/* A huge page. */
+static pmd_t *leaf_of(struct mm_struct *mm, unsigned long address)
 {
-	pmd_t *pmd = table_of(mm, address);
+	pmd_t *pmd = pmd_of(mm, address);
+
+	return pmd && pmd_leaf(*pmd) ? pmd : NULL;
+}
+
+/* Changes the entry of a present page that is no huge one. */
+static void change_pte(struct mm_struct *mm, unsigned long address, pte_t (*change)(pte_t))
+{
+	pmd_t *pmd = pmd_of(mm, address);
 	spinlock_t *lock;
 	pte_t *ptep, pte;
 
-	if (!pmd)
+	if (!pmd || pmd_leaf(*pmd))
 		return;
 	lock = pte_lockptr(mm, pmd);
 	spin_lock(lock);
 	ptep = pte_offset_kernel(pmd, address);
 	pte = READ_ONCE(*ptep);
 	if (pte_present(pte) && !pte_special(pte))
-		set_pte(ptep, __pte(pte_val(pte) | _PAGE_RW));
+		set_pte(ptep, change(pte));
 	spin_unlock(lock);
+}
+
+static pte_t grant_write(pte_t pte)
+{
+	return __pte(pte_val(pte) | _PAGE_RW);
+}
+
+static pte_t forget(pte_t pte)
+{
+	return pte_clear_soft_dirty(pte);
 }
 
 static int mprotect_return(struct kretprobe_instance *instance, struct pt_regs *regs)
@@ -161,7 +182,7 @@ static int mprotect_return(struct kretprobe_instance *instance, struct pt_regs *
 	if (!vma || vma->vm_start > call->start || !(vma->vm_flags & VM_WRITE) || !armed(vma))
 		return 0;
 	for (address = call->start; address < call->end; address += PAGE_SIZE)
-		make_pte_writable(call->mm, address);
+		change_pte(call->mm, address, grant_write);
 	return 0;
 }
 
@@ -171,6 +192,47 @@ static struct kretprobe mprotect_probe = {
 	.handler = mprotect_return,
 	.data_size = sizeof(struct mprotect_call),
 	.maxactive = 64,
+};
+
+/* handle_mm_fault(vma, address, flags, regs) */
+struct fault_call {
+	struct mm_struct *mm;
+	unsigned long address;
+};
+
+static int fault_entry(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	struct fault_call *call = (void *)instance->data;
+	struct vm_area_struct *vma = (void *)regs->di;
+
+	call->mm = vma->vm_mm;
+	call->address = regs->si;
+	return (regs->dx & FAULT_FLAG_WRITE) && vma_pages(vma) > 1 && chosen(call->mm) ? 0 : 1;
+}
+
+static int fault_return(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	struct fault_call *call = (void *)instance->data;
+	pmd_t *pmd;
+
+	/* The page tables stay: the one who faults still uses this address space. */
+	if (regs_return_value(regs) & (VM_FAULT_ERROR | VM_FAULT_RETRY))
+		return 0;
+	pmd = leaf_of(call->mm, call->address);
+	if (pmd) {
+		set_pmd(pmd, pmd_clear_soft_dirty(*pmd));
+		return 0;
+	}
+	change_pte(call->mm, call->address, forget);
+	return 0;
+}
+
+static struct kretprobe fault_probe = {
+	.kp.symbol_name = "handle_mm_fault",
+	.entry_handler = fault_entry,
+	.handler = fault_return,
+	.data_size = sizeof(struct fault_call),
+	.maxactive = 256,
 };
 
 /* The probe of the chosen fault; the driver's needs none. */
@@ -221,6 +283,8 @@ static int __init softdirty_faults_init(void)
 		active = &page_prot_probe;
 	else if (strcmp(fault, "mprotect") == 0)
 		active = &mprotect_probe;
+	else if (strcmp(fault, "forget") == 0)
+		active = &fault_probe;
 	else if (strcmp(fault, "driver") != 0)
 		return -EINVAL;
 	page = alloc_page(GFP_KERNEL | __GFP_ZERO);

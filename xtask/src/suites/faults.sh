@@ -42,6 +42,14 @@ expect tracked $controls $shared
 driver tracked
 rmmod softdirty_faults || fail "rmmod"
 
+# What no kernel misses: here the oracle of each of these is seen to say so when it happens.
+load forget
+expect missed $controls control-private-untouched control-zero-page control-private-file control-thp thp-one-byte \
+    mremap-table-move-written read-syscall vmsplice proc-mem-write process-vm-writev ptrace-poke stack-growth \
+    fork-inherits fork-then-write madv-free mprotect-thp uffd-wp-resolve uffd-wp-sync dontneed-then-write \
+    fixed-buffer-private
+rmmod softdirty_faults || fail "rmmod"
+
 load driver
 expect tracked $controls $shared $private $both
 driver missed
