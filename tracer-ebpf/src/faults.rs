@@ -138,12 +138,12 @@ fn note<M: Memory, const HUGE: bool>(vmf: u64, orig_pmd: Option<u64>, has_return
     let fault_flags = M::u32(vmf, VM_FAULT_FLAGS.load());
 
     let page = |address: u64| address & !0xfff;
-    let again = (!has_return || slot.progress == COUNTED)
-        && slot.thread == thread
+    let same_again = slot.thread == thread
         && page(slot.address) == page(address)
         && slot.epoch == epoch
         && slot.mm == mm
         && is_second_coming(slot.fault_flags, fault_flags, masks());
+    let again = same_again && (!has_return || slot.progress == COUNTED);
     if again {
         // The first coming was counted and stands for this fault.
         account_outcome(Outcome::Retry, row);
@@ -155,11 +155,24 @@ fn note<M: Memory, const HUGE: bool>(vmf: u64, orig_pmd: Option<u64>, has_return
         return;
     }
     if has_return {
-        if slot.progress & ENTERED != 0 {
+        if slot.progress & ENTERED == 0 {
+            tracking::fault_enters();
+        } else if slot.thread != thread {
             // Its own return never came, or will find the note of another.
             stage(Stage::SlotTaken);
-        } else {
-            tracking::fault_enters();
+        } else if slot.progress == ENTERED {
+            // This thread's last fault is over, but the kernel skipped its return: another task was preempted on
+            // this CPU inside that very program (`prog->active`). It is counted now, in the way of the mode without
+            // a return probe.
+            let split = slot.huge != 0 && !HUGE && slot.mm == mm && slot.address >> 21 == address >> 21;
+            if same_again {
+                account_outcome(Outcome::Retry, slot.row);
+            } else if split {
+                // A huge page that could not be written as a whole: now comes the small one.
+                account_outcome(Outcome::Fallback, slot.row);
+            } else {
+                account(slot, 0, slot.epoch);
+            }
         }
     }
     slot.thread = thread;
