@@ -49,6 +49,8 @@ pub struct Mapping {
 /// What the child says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
+    /// Its name, as `/proc/self/comm` shows it.
+    pub comm: String,
     /// Its mappings.
     pub mappings: Vec<Mapping>,
 }
@@ -168,6 +170,19 @@ fn compare(probes: &Probes, report: &Report, clear: &ClearRecord) -> Result<()> 
         clear.tracker.pid == clear.target.pid && clear.tracker.comm == clear.target.comm,
         "the child cleared itself, but tracker and target differ: {clear:?}"
     );
+    let comm: Vec<u8> = clear
+        .tracker
+        .comm
+        .iter()
+        .copied()
+        .take_while(|&byte| byte != 0)
+        .collect();
+    ensure!(
+        comm == report.comm.as_bytes(),
+        "the child is called {:?}, the programs read {:?}",
+        report.comm,
+        String::from_utf8_lossy(&comm)
+    );
     ensure!(
         clear.result == 1
             && clear.entry_ns < clear.first_walk_ns
@@ -232,6 +247,10 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         "{name} ends at {:#x}, the programs read {:#x}",
         mapping.end,
         last.end
+    );
+    ensure!(
+        last.armed_epoch == 1,
+        "the clear met {name}, the programs did not see it there"
     );
     let kind = VmaKind::from_raw(u8::try_from(last.kind)?).map(VmaKind::label);
     ensure!(

@@ -153,7 +153,12 @@ pub fn play() -> Result<()> {
         });
     }
     let mut output = io::stdout().lock();
-    serde_json::to_writer(&mut output, &Report { mappings })?;
+    let comm = fs::read_to_string("/proc/self/comm").context("/proc/self/comm")?;
+    let report = Report {
+        comm: comm.trim_end_matches('\n').to_owned(),
+        mappings,
+    };
+    serde_json::to_writer(&mut output, &report)?;
     output.write_all(b"\n")?;
     output.flush()?;
     io::stdin().read_line(&mut line)?;
