@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use actor::Actor;
 use attached::Attached;
 use daemon::Daemon;
+use exposition::Scrape;
 
 /// What to run, and where.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ struct Suite {
     /// A process that cleared itself before sdtrace started.
     adopted: Option<Actor>,
     daemon: Option<Daemon>,
+    /// Probe runs that the kernel had skipped when the present test began.
+    skipped_before: u64,
 }
 
 /// A test: what it is called and what it does. Each leaves things as the next expects them, or fails that one too.
@@ -61,6 +64,20 @@ impl Suite {
 
     fn daemon(&self) -> Result<&Daemon> {
         self.daemon.as_ref().context("sdtrace is not running")
+    }
+
+    /// Probe runs that the kernel skipped during the present test.
+    fn skipped(&self, scrape: &Scrape) -> Result<u64> {
+        Ok(compare::skipped(scrape)? - self.skipped_before)
+    }
+
+    /// Takes note of what was skipped up to now.
+    fn note_skipped(&mut self) -> Result<()> {
+        self.skipped_before = match &self.daemon {
+            Some(daemon) => compare::skipped(&daemon.scrape()?)?,
+            None => 0,
+        };
+        Ok(())
     }
 
     fn start(&mut self, arguments: &[&str]) -> Result<()> {
@@ -97,6 +114,7 @@ pub fn run(options: Options) -> Result<bool> {
         before: Attached::now()?,
         adopted: None,
         daemon: None,
+        skipped_before: 0,
         options,
     };
     let (mut passed, mut failed) = (0, 0);
@@ -110,7 +128,7 @@ pub fn run(options: Options) -> Result<bool> {
             continue;
         }
         let start = Instant::now();
-        let result = (test.run)(&mut suite);
+        let result = suite.note_skipped().and_then(|()| (test.run)(&mut suite));
         let seconds = start.elapsed().as_secs_f64();
         match result {
             Ok(()) => {

@@ -27,6 +27,8 @@ pub struct Played {
     pub before: Scrape,
     pub after: Scrape,
     pub ledger: Ledger,
+    /// Probe runs that the kernel skipped meanwhile.
+    pub skipped: u64,
 }
 
 impl Suite {
@@ -42,6 +44,7 @@ impl Suite {
         let report = actor.act()?;
         let (after, ledger) = self.look()?;
         Ok(Played {
+            skipped: self.skipped(&after)?,
             actor,
             report,
             before,
@@ -74,10 +77,10 @@ impl Played {
     pub fn check(&self) -> Result<()> {
         compare::consistent(&self.ledger, &self.after)?;
         let (parent, epoch) = compare::newest(&self.ledger, &self.report)?;
-        compare::areas(&self.report, epoch)?;
+        compare::areas(&self.report, epoch, self.skipped)?;
         for child in &self.report.children {
             let (space, epoch) = compare::newest(&self.ledger, child)?;
-            compare::areas(child, epoch).context("the child")?;
+            compare::areas(child, epoch, self.skipped).context("the child")?;
             let shown = (
                 space.origin.as_str(),
                 space.parent,

@@ -38,9 +38,10 @@ pub fn nothing_was_lost(suite: &mut Suite) -> Result<()> {
         "{} faults without a row",
         ledger.unlinked_faults
     );
+    let incomplete = scrape.count("sdtrace_ledger_incomplete", &[])?;
     ensure!(
-        scrape.count("sdtrace_ledger_incomplete", &[])? == 0,
-        "the ledger is incomplete"
+        incomplete == u64::from(!ledger.complete),
+        "the gauge for an incomplete ledger is {incomplete}"
     );
     ensure!(scrape.count("sdtrace_ready", &[])? == 1, "sdtrace is not ready");
     Ok(())

@@ -32,7 +32,7 @@ pub fn armed_before_the_start_is_adopted(suite: &mut Suite) -> Result<()> {
     for state in report.areas.iter_mut().flat_map(|area| &mut area.states) {
         state.armed_at_clear = false;
     }
-    compare::areas(&report, epoch)?;
+    compare::areas(&report, epoch, suite.skipped(&after)?)?;
     compare::growth(&before, &after, &[&report])?;
 
     actor.clear_from_here()?;
@@ -40,7 +40,7 @@ pub fn armed_before_the_start_is_adopted(suite: &mut Suite) -> Result<()> {
     let (after, ledger) = suite.look()?;
     compare::consistent(&ledger, &after)?;
     let (space, epoch) = compare::newest(&ledger, &report)?;
-    compare::areas(&report, epoch)?;
+    compare::areas(&report, epoch, suite.skipped(&after)?)?;
     let ended: Vec<_> = space
         .epochs
         .iter()
@@ -64,7 +64,7 @@ pub fn clear_by_another_process_is_attributed(suite: &mut Suite) -> Result<()> {
     let (after, ledger) = suite.look()?;
     compare::consistent(&ledger, &after)?;
     let (space, epoch) = compare::newest(&ledger, &report)?;
-    compare::areas(&report, epoch)?;
+    compare::areas(&report, epoch, suite.skipped(&after)?)?;
     let us = std::process::id();
     let shown: Vec<_> = space
         .epochs
@@ -112,7 +112,7 @@ pub fn exec_ends_the_epoch(suite: &mut Suite) -> Result<()> {
         "the epoch ended by {:?}",
         epoch.ended_by
     );
-    compare::areas(&played.report, epoch)?;
+    compare::areas(&played.report, epoch, played.skipped)?;
     let before = suite.daemon()?.scrape()?;
     played.actor.act()?;
     let (after, ledger) = suite.look()?;
@@ -139,7 +139,7 @@ pub fn exit_ends_the_epoch(suite: &mut Suite) -> Result<()> {
         "the epoch ended by {:?}",
         epoch.ended_by
     );
-    compare::areas(&played.report, epoch)?;
+    compare::areas(&played.report, epoch, played.skipped)?;
     let (after, ledger) = suite.look()?;
     compare::consistent(&ledger, &after)?;
     ensure!(
@@ -188,7 +188,7 @@ pub fn reused_mm_is_a_new_address_space(suite: &mut Suite) -> Result<()> {
         );
         let (space, epoch) = compare::newest(&ledger, child)?;
         ids.insert(space.id);
-        compare::areas(child, epoch)?;
+        compare::areas(child, epoch, played.skipped)?;
         ensure!(
             space.origin == "clear" && epoch.number == 1 && epoch.ended_by.as_deref() == Some("exit"),
             "origin {}, epoch {} ended by {:?}",
@@ -237,7 +237,8 @@ pub fn each_epoch_has_its_own_counts(suite: &mut Suite) -> Result<()> {
             "epoch {} is uncertain or incomplete",
             epoch.number
         );
-        compare::areas(report, epoch).with_context(|| format!("epoch {}", epoch.number))?;
+        compare::areas(report, epoch, suite.skipped(&after)?)
+            .with_context(|| format!("epoch {}", epoch.number))?;
     }
     actor.end()
 }
