@@ -9,9 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Debian's own public mirror network, for machines whose apt configuration names no Debian mirror.
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
-const DEFAULT_SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The suites that carry kernels of the series list; `-security` ones lie on the security mirror.
@@ -80,7 +77,7 @@ impl PrivateApt {
 
     /// Fetches the package lists. Suites that the mirror does not carry are named and left out.
     pub fn update(&self) -> Result<()> {
-        let (mirror, security) = machine_mirrors();
+        let (mirror, security) = machine_mirrors()?;
         say(&format!(
             "fetching the package lists of {} suites from {mirror} (kernels, library sources)",
             SUITES.len()
@@ -120,6 +117,8 @@ impl PrivateApt {
     pub fn indexes(&self) -> Result<Vec<SuiteIndex>> {
         let listing = run_quietly(self.command("apt-get").args([
             "indextargets",
+            // Answers from the configured sources alone, so before the first apt-get update too.
+            "--no-release-info",
             "--format",
             "$(RELEASE)|$(FILENAME)",
             "Created-By: Packages",
@@ -239,8 +238,8 @@ pub(super) fn unpack_deb(deb: &Path, destination: &Path, paths: &[&str]) -> Resu
     Ok(())
 }
 
-/// The Debian mirror and security mirror of the machine's own apt configuration, or Debian's public ones.
-fn machine_mirrors() -> (String, String) {
+/// The Debian mirror and security mirror of the machine's own apt configuration.
+fn machine_mirrors() -> Result<(String, String)> {
     let targets = Command::new("apt-get")
         .args([
             "indextargets",
@@ -255,7 +254,7 @@ fn machine_mirrors() -> (String, String) {
 }
 
 /// Chooses (mirror, security mirror) from lines of `URI|release`.
-fn choose_mirrors(targets: &str) -> (String, String) {
+fn choose_mirrors(targets: &str) -> Result<(String, String)> {
     let releases: BTreeSet<&str> = SUITES
         .iter()
         .copied()
@@ -283,10 +282,19 @@ fn choose_mirrors(targets: &str) -> (String, String) {
         };
         place.get_or_insert_with(|| uri.to_owned());
     }
-    (
-        mirror.unwrap_or_else(|| DEFAULT_MIRROR.to_owned()),
-        security.unwrap_or_else(|| DEFAULT_SECURITY_MIRROR.to_owned()),
-    )
+    match (mirror, security) {
+        (Some(mirror), Some(security)) => Ok((mirror, security)),
+        (Some(_), None) => Err(no_mirror("bookworm-security")),
+        (None, _) => Err(no_mirror("bookworm")),
+    }
+}
+
+fn no_mirror(release: &str) -> anyhow::Error {
+    Usage(format!(
+        "apt's sources on this machine name no Debian mirror with {release}, where kernels and tools come from; add one \
+         (see sources.list(5)) and run apt-get update"
+    ))
+    .into()
 }
 
 #[cfg(test)]
@@ -300,7 +308,7 @@ mod tests {
                        http://mirror.example.org/debian/|bookworm-updates\n\
                        http://mirror.example.org/debian-security/|bookworm-security\n";
         assert_eq!(
-            choose_mirrors(targets),
+            choose_mirrors(targets).unwrap(),
             (
                 "http://mirror.example.org/debian".to_owned(),
                 "http://mirror.example.org/debian-security".to_owned()
@@ -309,10 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_debian_sources_gets_the_public_mirror() {
-        assert_eq!(
-            choose_mirrors("http://archive.example.com/ubuntu/|noble\n"),
-            (DEFAULT_MIRROR.to_owned(), DEFAULT_SECURITY_MIRROR.to_owned())
+    fn a_machine_without_debian_sources_is_told_to_add_one() {
+        let error = choose_mirrors("http://archive.example.com/ubuntu/|noble\n").unwrap_err();
+        assert!(
+            error.to_string().contains("no Debian mirror with bookworm,"),
+            "{error}"
         );
+        let error = choose_mirrors("http://mirror.example.org/debian/|bookworm\n").unwrap_err();
+        assert!(error.to_string().contains("bookworm-security"), "{error}");
     }
 }
