@@ -42,6 +42,12 @@ pub enum Undo {
 impl Undo {
     fn apply(&self) -> io::Result<()> {
         match self {
+            // The change announced may have been refused, or undone by the scenario itself.
+            Self::Write { path, value }
+                if fs::read_to_string(path).is_ok_and(|now| chosen(now.trim()) == value) =>
+            {
+                Ok(())
+            }
             Self::Write { path, value } => fs::write(path, value),
             Self::SwapOff { device } => match sys::swap_off(device) {
                 // The change announced was never made.
@@ -244,6 +250,34 @@ mod tests {
         let header = swap_header(1);
         assert_eq!(header.len(), sys::page_size());
         assert!(header.ends_with(b"SWAPSPACE2"));
+    }
+
+    #[test]
+    fn a_setting_is_put_back_and_one_that_holds_its_value_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("setting");
+        fs::write(&path, "1\n").expect("writes");
+        let undo = Undo::Write {
+            path: path.clone(),
+            value: "0".into(),
+        };
+        undo.apply().expect("is put back");
+        assert_eq!(fs::read_to_string(&path).expect("reads"), "0");
+        fs::write(&path, "always [madvise] never\n").expect("writes");
+        Undo::Write {
+            path: path.clone(),
+            value: "madvise".into(),
+        }
+        .apply()
+        .expect("holds it");
+        assert_eq!(
+            fs::read_to_string(&path).expect("reads"),
+            "always [madvise] never\n"
+        );
+        // A folder in the file's place can be neither read nor written, like a setting without rights to it.
+        fs::remove_file(&path).expect("removes");
+        fs::create_dir(&path).expect("makes a folder");
+        assert!(undo.apply().is_err(), "what cannot be put back is said");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod battery;
 pub mod faults;
 pub(crate) mod output;
+pub mod reproducers;
 mod rules;
 pub mod selftest;
 pub mod tracing;
@@ -106,6 +107,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
                 let bookworm = Series { major: 6, minor: 1 };
                 faults::run(&[Wanted::Series(bookworm), Wanted::Newest])
             },
+        ),
+        Step::new(
+            "reproducers",
+            "each reproducer of docs/reproducers misses writes on the newest kernel",
+            || reproducers::run(Wanted::Newest),
         ),
         Step::new(
             "selftest",
