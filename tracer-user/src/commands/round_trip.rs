@@ -69,6 +69,7 @@ mod tests {
             name: "private anonymous memory".to_owned(),
             start: 0,
             end: 0,
+            file: String::new(),
             flags: Vec::new(),
             kind: String::new(),
             writes: 5,

@@ -30,6 +30,8 @@ pub struct Mapping {
     pub start: u64,
     /// First byte after it.
     pub end: u64,
+    /// Device and inode number of the mapped file, as `/proc/self/smaps` prints them; of shared memory too.
+    pub file: String,
     /// `VmFlags` of `/proc/self/smaps` after everything.
     pub flags: Vec<String>,
     /// Kind that the kernel should find.
@@ -208,7 +210,13 @@ fn compare(probes: &Probes, report: &Report, clear: &ClearRecord) -> Result<()> 
         check_mapping(&rows, mapping)?;
     }
     let sums = probes.counters().sums();
-    for (change, expected) in [(MprotectChange::LostWrite, 1), (MprotectChange::GainedWrite, 1)] {
+    // Nothing lies beside the child's mappings that they could have merged with: a merge means a misread range.
+    for (change, expected) in [
+        (MprotectChange::LostWrite, 1),
+        (MprotectChange::GainedWrite, 1),
+        (MprotectChange::Merged, 0),
+        (MprotectChange::SoftDirtyLost, 0),
+    ] {
         let counted = sums.get(Counter::Mprotect(change));
         ensure!(
             counted == expected,
@@ -247,6 +255,13 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         "{name} ends at {:#x}, the programs read {:#x}",
         mapping.end,
         last.end
+    );
+    let (major, minor) = (last.device >> 20, last.device & 0xf_ffff);
+    let file = format!("{major:02x}:{minor:02x} {}", last.inode);
+    ensure!(
+        file == mapping.file,
+        "smaps shows file {} for {name}, the programs read {file}",
+        mapping.file
     );
     ensure!(
         last.armed_epoch == 1,

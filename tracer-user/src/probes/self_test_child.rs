@@ -143,6 +143,7 @@ pub fn play() -> Result<()> {
             name: area.name.to_owned(),
             start,
             end: start + PAGES * PAGE_SIZE,
+            file: file_in(&smaps, start, start + PAGES * PAGE_SIZE)?,
             flags: flags_in(&smaps, start, start + PAGES * PAGE_SIZE)?,
             kind: area.kind.label().to_owned(),
             writes: area.writes,
@@ -180,6 +181,20 @@ fn share_with_a_child() -> Result<()> {
     Ok(())
 }
 
+/// Device and inode number of the VMA `[start, end)`, with one space between them.
+fn file_in(smaps: &str, start: u64, end: u64) -> Result<String> {
+    let head = format!("{start:x}-{end:x} ");
+    let line = smaps.lines().find(|line| line.starts_with(&head));
+    let mut words = line
+        .with_context(|| format!("smaps has no VMA {head}"))?
+        .split_whitespace()
+        .skip(3);
+    let (device, inode) = (words.next(), words.next());
+    let device = device.with_context(|| format!("smaps shows no device for {head}"))?;
+    let inode = inode.with_context(|| format!("smaps shows no inode for {head}"))?;
+    Ok(format!("{device} {inode}"))
+}
+
 /// The decoded `VmFlags` names of the VMA `[start, end)`.
 fn flags_in(smaps: &str, start: u64, end: u64) -> Result<Vec<String>> {
     let head = format!("{start:x}-{end:x} ");
@@ -194,6 +209,15 @@ fn flags_in(smaps: &str, start: u64, end: u64) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_of_the_right_vma_is_found() {
+        let smaps = "1000-2000 rw-p 00000000 00:00 0 \nVmFlags: rd\n\
+                     2000-3000 rw-s 00000000 00:01 1045                    /dev/zero (deleted)\nVmFlags: rd sh\n";
+        assert_eq!(file_in(smaps, 0x1000, 0x2000).unwrap(), "00:00 0");
+        assert_eq!(file_in(smaps, 0x2000, 0x3000).unwrap(), "00:01 1045");
+        assert!(file_in(smaps, 0x1000, 0x3000).is_err());
+    }
 
     #[test]
     fn the_flags_of_the_right_vma_are_found() {

@@ -69,12 +69,13 @@ pub fn check_says_that_run_would_work(suite: &mut Suite) -> Result<()> {
 
 /// Values that are wrong on every kernel: an offset within each structure that faults and clears are read from, and
 /// positions of arguments. With any of them sdtrace must refuse to start.
-const WRONG: [&str; 5] = [
+const WRONG: [&str; 6] = [
     "VMA_FLAGS=48",
     "VMA_PAGE_PROT=48",
     "ARG_MPROTECT_FIXUP_NEWFLAGS=1",
     "VM_FAULT_ORIG_PTE=56",
     "MM_WALK_VMA=32",
+    "INODE_NUMBER=72",
 ];
 
 pub fn wrong_layouts_are_refused(suite: &mut Suite) -> Result<()> {
