@@ -176,7 +176,7 @@ fn split_zero_debugfs(_: &Bench) -> Found {
 }
 
 fn split_zero_shrinker(bench: &Bench) -> Found {
-    const PATIENCE: Duration = Duration::from_secs(3);
+    const PATIENCE: Duration = Duration::from_secs(10);
     let host = bench.host()?;
     let underused = "/sys/kernel/mm/transparent_hugepage/shrink_underused";
     if fs::metadata(underused).is_err() {
@@ -243,7 +243,7 @@ fn shmem_collapse(_: &Bench) -> Found {
 }
 
 fn ksm(bench: &Bench, value: u8) -> Found {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(30);
     let host = bench.host()?;
     let number = |name: &str| -> Result<u64, Stop> {
         let path = format!("/sys/kernel/mm/ksm/{name}");

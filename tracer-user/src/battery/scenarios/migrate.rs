@@ -142,7 +142,7 @@ fn vmstat(name: &str) -> Result<u64, Stop> {
 
 fn numa_balancing(bench: &Bench) -> Found {
     /// A task is scanned for the first time after a second of its own run time.
-    const PATIENCE: Duration = Duration::from_secs(8);
+    const PATIENCE: Duration = Duration::from_secs(25);
     nodes()?;
     let hints = vmstat("numa_hint_faults")?;
     bench.host()?.set("/proc/sys/kernel/numa_balancing", "1")?;

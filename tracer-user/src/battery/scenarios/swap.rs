@@ -39,7 +39,7 @@ const SWAP: u32 = 16;
 
 /// Has the kernel reclaim `area`, until none of its pages is present.
 fn page_out(area: Area) -> Result<(), Stop> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(15);
     let this = Tracked::this()?;
     let deadline = Instant::now() + PATIENCE;
     loop {
