@@ -20,22 +20,34 @@ for run in $(seq "$1"); do
     [ "$untouched" = "$(host)" ] || fail "run $run left something behind"
 done
 
+# True once the battery, running as $battery, has started KSM; false if it ended before that was seen.
+caught() {
+    while [ -e "/proc/$battery/exe" ]; do
+        read -r running </sys/kernel/mm/ksm/run
+        [ "$running" != 1 ] || return 0
+    done
+    return 1
+}
+
 # Interrupted in the middle of a change, it puts the host back: by itself, or by its guard when it cannot.
 for signal in INT TERM KILL; do
-    sdtrace battery --disruptive --only ksm-merge >/dev/null 2>&1 &
-    battery=$!
     tries=0
-    until [ "$(cat /sys/kernel/mm/ksm/run)" = 1 ]; do
+    status=0
+    # KSM runs for a moment only: until one run was caught and ended by the signal.
+    while [ $status = 0 ]; do
         tries=$((tries + 1))
-        [ $tries -lt 5000 ] || fail "KSM was never started"
-        usleep 1000
+        [ $tries -lt 30 ] || fail "no run was caught in the middle by SIG$signal"
+        sdtrace battery --disruptive --only ksm-merge >/dev/null 2>&1 &
+        battery=$!
+        ! caught || kill -$signal $battery 2>/dev/null
+        wait $battery 2>/dev/null
+        status=$?
     done
-    kill -$signal $battery
-    wait $battery 2>/dev/null
     tries=0
     until [ "$untouched" = "$(host)" ]; do
         tries=$((tries + 1))
         [ $tries -lt 100 ] || fail "SIG$signal left something behind"
         usleep 20000
     done
+    echo "SIG$signal: status $status, the host is as before"
 done
