@@ -11,7 +11,7 @@ use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP, VM_SHARED, VM_WRITE, from_smap
 ///
 /// Only such VMAs prove it. Special mappings (vvar, vdso, vsyscall) never carry the bit, a hugetlb or PFN mapping
 /// is not tracked, and the stack loses the bit at every exec (`setup_arg_pages` gives `mprotect_fixup` flags
-/// without it; seen on 6.1).
+/// without it; seen on 5.10 to 7.3).
 ///
 /// # Errors
 /// If the text cannot be read; the process may have exited.
