@@ -1,14 +1,17 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
+use crate::config::{self, Here, Outside};
+use crate::export::metrics::labels::{self, Label};
 use crate::ledger::Limits;
 use crate::probes::verdict::AttachMode;
 use crate::probes::{self, self_test};
@@ -32,6 +35,9 @@ pub enum Command {
     ///
     /// Without --pid, --comm and --cgroup every address space is tracked from its first clear on. With more than one
     /// of them, a process must pass each kind; one value of each kind is enough.
+    ///
+    /// Each flag is also a key of the configuration file (`log-level`) and a variable of the environment
+    /// (`SDTRACE_LOG_LEVEL`, lists with commas between the values); flags win over variables, those over the file.
     Run(Box<RunArgs>),
     /// Tell what this kernel offers and whether `run` would work; exit 0 only if it would.
     Check(CheckArgs),
@@ -39,6 +45,9 @@ pub enum Command {
     Dump(DumpArgs),
     /// Do each known thing that makes soft-dirty miss a write, and say what happened.
     Battery(crate::battery::Args),
+    /// Check and explain the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsDocs,
@@ -60,11 +69,17 @@ pub enum LogFormat {
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Configuration file in TOML; without it /etc/sdtrace/sdtrace.toml, if there is one. Also `SDTRACE_CONFIG`.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Variables of the environment that look like settings and are none.
+    #[arg(skip)]
+    pub ignored_variables: Vec<String>,
     /// Address and port for /metrics, /healthz, /readyz and /debug/ledger.
-    #[arg(long, env = "SDTRACE_LISTEN", value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
     /// How to attach: auto takes fentry where it can be had and kprobe elsewhere.
-    #[arg(long, env = "SDTRACE_ATTACH", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// In kprobe mode, attach a return probe to `do_wp_page` too: faults are then counted when they end, and
     /// their handling time is measured. It costs every such fault of the machine.
@@ -89,8 +104,11 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
     /// Least important level that is logged: error, warn, info, debug, trace.
-    #[arg(long, env = "SDTRACE_LOG", value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::Level,
+    /// Put this label on every metric, cluster=berlin for instance; may be given up to 32 times.
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<Label>,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,
@@ -124,6 +142,20 @@ pub struct Keep {
         value_parser = clap::value_parser!(u32).range(256..=1_048_576)
     )]
     pub max_vmas: u32,
+}
+
+/// What to do with the configuration file.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the file and tell what `run` would use, and where each setting comes from; exit 2 if it would not start.
+    ///
+    /// Variables of the environment count, as they would for `run`.
+    Check {
+        /// The file; without it the one that `run` would read.
+        file: Option<PathBuf>,
+    },
+    /// Print a file with every setting, its meaning and its default.
+    Example,
 }
 
 /// Arguments of `check`.
@@ -174,30 +206,87 @@ fn parse_comm(text: &str) -> Result<String, String> {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// A setting that its parser takes and that cannot be used all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Name of the flag, without dashes.
+    pub flag: &'static str,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+impl From<Refused> for UsageError {
+    fn from(refused: Refused) -> Self {
+        Self(refused.why)
+    }
+}
+
 impl RunArgs {
-    /// The ledger's limits.
+    /// The ledger's limits, after a look at everything that a parser of one value cannot check.
     ///
     /// # Errors
-    /// If one is out of its range, or if there are more filters than the programs have room for.
-    pub fn checked_limits(&self) -> Result<Limits, UsageError> {
+    /// If one is out of its range, or if there are more values of a flag than there is room for.
+    pub fn checked_limits(&self) -> Result<Limits, Refused> {
+        let by_cgroup = "filter by --cgroup instead";
         let given = [
-            ("--pid", self.pids.len(), MAX_PIDS),
-            ("--comm", self.comms.len(), MAX_COMMS),
-            ("--cgroup", self.cgroups.len(), MAX_CGROUPS),
+            ("pid", self.pids.len(), MAX_PIDS, by_cgroup),
+            ("comm", self.comms.len(), MAX_COMMS, by_cgroup),
+            (
+                "cgroup",
+                self.cgroups.len(),
+                MAX_CGROUPS,
+                "give a cgroup that they lie in",
+            ),
+            (
+                "label",
+                self.labels.len(),
+                labels::MOST,
+                "leave some to Prometheus' relabelling",
+            ),
         ];
-        for (flag, count, most) in given {
+        for (flag, count, most, remedy) in given {
             if count > most {
-                return Err(UsageError(format!(
-                    "{flag} can be given at most {most} times, not {count}; filter by --cgroup instead"
-                )));
+                let why = format!("--{flag} can be given at most {most} times, not {count}; {remedy}");
+                return Err(Refused { flag, why });
             }
         }
-        let limits = Limits {
+        labels::checked(&self.labels).map_err(|why| Refused { flag: "label", why })?;
+        let given = Limits {
             ended_address_spaces: self.keep.keep_ended,
             closed_epochs: self.keep.keep_epochs,
             vmas: self.keep.keep_vmas,
         };
-        limits.checked().map_err(|error| UsageError(error.to_string()))
+        let usual = Limits::default();
+        // One at a time, to know which flag it was.
+        for (flag, limits) in [
+            (
+                "keep-ended",
+                Limits {
+                    ended_address_spaces: given.ended_address_spaces,
+                    ..usual
+                },
+            ),
+            (
+                "keep-epochs",
+                Limits {
+                    closed_epochs: given.closed_epochs,
+                    ..usual
+                },
+            ),
+            (
+                "keep-vmas",
+                Limits {
+                    vmas: given.vmas,
+                    ..usual
+                },
+            ),
+        ] {
+            limits.checked().map_err(|error| Refused {
+                flag,
+                why: error.to_string(),
+            })?;
+        }
+        Ok(given)
     }
 }
 
@@ -210,35 +299,82 @@ pub enum Parsed {
     Text(String),
 }
 
-/// Reads the command line.
+/// The definition of the command line, as it is parsed.
+#[must_use]
+pub fn command() -> clap::Command {
+    config::with_switches(Cli::command())
+}
+
+/// Reads the command line; for `run` also the environment and the configuration file.
 ///
 /// # Errors
 /// If it cannot be understood.
-pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Parsed, UsageError> {
-    match Cli::try_parse_from(arguments) {
-        Ok(cli) => Ok(Parsed::Command(cli.command)),
-        Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                Ok(Parsed::Text(error.render().to_string()))
-            }
-            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                let names: Vec<_> = Cli::command()
-                    .get_subcommands()
-                    .filter(|command| !command.is_hide_set())
-                    .map(|command| command.get_name().to_owned())
-                    .collect();
-                Err(UsageError(format!(
-                    "say what to do: {}; try `sdtrace --help`",
-                    names.join(", ")
-                )))
-            }
-            _ => Err(UsageError(one_line(&error.render().to_string()))),
-        },
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, UsageError> {
+    parse_in(&arguments.into_iter().collect::<Vec<_>>(), &Here)
+}
+
+fn parse_in(arguments: &[OsString], outside: &impl Outside) -> Result<Parsed, UsageError> {
+    let command = command();
+    let matches = match command.clone().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return explain(&command, &error),
+    };
+    if matches.subcommand_name() == Some("run") {
+        let (run, _) = settled_run(&command, arguments, outside)?;
+        return Ok(Parsed::Command(Command::Run(Box::new(run))));
+    }
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(one_line(&error.to_string())))?;
+    Ok(Parsed::Command(cli.command))
+}
+
+/// The arguments of `run` from all sources, checked.
+///
+/// # Errors
+/// Names the place of the first mistake, and what to do.
+///
+/// # Panics
+/// If the arguments are not those of `run`.
+pub fn settled_run(
+    command: &clap::Command,
+    arguments: &[OsString],
+    outside: &impl Outside,
+) -> Result<(RunArgs, config::Settled), UsageError> {
+    let settled = config::settle(command, arguments, outside)?;
+    let run = settled
+        .matches
+        .subcommand_matches("run")
+        .map(RunArgs::from_arg_matches);
+    let mut run = run
+        .expect("only a command line of run is settled")
+        .map_err(|error| UsageError(one_line(&error.to_string())))?;
+    run.checked_limits()
+        .map_err(|refused| settled.mistake(refused.flag, &refused.why))?;
+    run.config.clone_from(&settled.file);
+    run.ignored_variables.clone_from(&settled.ignored);
+    Ok((run, settled))
+}
+
+/// Help and version are text that was asked for; everything else is a mistake.
+fn explain(command: &clap::Command, error: &clap::Error) -> Result<Parsed, UsageError> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Parsed::Text(error.render().to_string())),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let names: Vec<_> = command
+                .get_subcommands()
+                .filter(|command| !command.is_hide_set())
+                .map(|command| command.get_name().to_owned())
+                .collect();
+            Err(UsageError(format!(
+                "say what to do: {}; try `sdtrace --help`",
+                names.join(", ")
+            )))
+        }
+        _ => Err(UsageError(one_line(&error.render().to_string()))),
     }
 }
 
 /// The message of clap in one line: what is wrong, the tips, and where to look.
-fn one_line(rendered: &str) -> String {
+pub(crate) fn one_line(rendered: &str) -> String {
     let message: Vec<_> = rendered
         .lines()
         .map(str::trim)
@@ -250,74 +386,4 @@ fn one_line(rendered: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(line: &str) -> Result<Parsed, UsageError> {
-        parse(line.split(' ').map(Into::into))
-    }
-
-    fn run(line: &str) -> RunArgs {
-        match read(line) {
-            Ok(Parsed::Command(Command::Run(arguments))) => *arguments,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn run_has_defaults_and_takes_filters() {
-        let defaults = run("sdtrace run");
-        assert_eq!(defaults.listen.to_string(), DEFAULT_LISTEN);
-        assert_eq!(defaults.checked_limits(), Ok(Limits::default()));
-        let filtered = run("sdtrace run --pid 7 --pid 8 --comm redis --for 1m30s --attach kprobe");
-        assert_eq!(
-            (filtered.pids, filtered.comms),
-            (vec![7, 8], vec!["redis".to_owned()])
-        );
-        assert_eq!(filtered.duration, Some(Duration::from_secs(90)));
-        assert_eq!(filtered.attach, AttachMode::Kprobe);
-    }
-
-    #[test]
-    fn every_mistake_is_one_line() {
-        for (line, expected) in [
-            (
-                "sdtrace run --nonsense",
-                "unexpected argument '--nonsense' found; try --help",
-            ),
-            ("sdtrace run --for 0s", "it must be longer than 0"),
-            ("sdtrace run --for soon", "write it as 30s"),
-            ("sdtrace run --comm aaaaaaaaaaaaaaaa", "1 to 15 bytes"),
-            ("sdtrace run --listen 9955", "--listen"),
-            (
-                "sdtrace run --attach magic",
-                "possible values: auto, fentry, kprobe",
-            ),
-            ("sdtrace run --pid 0", "--pid"),
-            ("sdtrace run --max-vmas 1", "1 is not in 256..=1048576"),
-            ("sdtrace", "say what to do: run, check, dump"),
-            ("sdtrace rum", "unrecognized subcommand 'rum'"),
-        ] {
-            let error = read(line).unwrap_err().0;
-            assert!(error.contains(expected), "{line}: {error}");
-            assert!(!error.contains('\n'), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn limits_are_checked() {
-        let error = run("sdtrace run --keep-epochs 1").checked_limits().unwrap_err();
-        assert_eq!(error.0, "closed epochs must lie between 2 and 4096, not 1");
-        let many = format!("sdtrace run{}", " --comm a".repeat(9));
-        let error = run(&many).checked_limits().unwrap_err().0;
-        assert!(
-            error.starts_with("--comm can be given at most 8 times, not 9"),
-            "{error}"
-        );
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 pub mod battery;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod export;
 pub mod kernel;
 pub mod ledger;

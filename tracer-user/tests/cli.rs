@@ -5,12 +5,12 @@ use std::process::{Command, Output};
 
 fn sdtrace(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sdtrace"));
-    command
-        .args(arguments)
-        .env_remove("SDTRACE_ATTACH")
-        .env_remove("SDTRACE_LISTEN")
-        .env_remove("SDTRACE_URL")
-        .env_remove("SDTRACE_LOG");
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SDTRACE_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -46,6 +46,53 @@ fn mistakes_on_the_command_line_exit_with_2() {
         let (code, line) = complains(arguments);
         assert_eq!(code, 2, "{arguments:?}: {line}");
         assert!(line.contains(part), "{arguments:?}: {line}");
+    }
+}
+
+/// A mistake in the file costs no more than a look at one line: nothing is bound, loaded or attached before.
+#[test]
+fn mistakes_in_the_configuration_exit_with_2_and_name_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sdtrace.toml");
+    let path = file.to_str().unwrap();
+    for (text, part) in [
+        (
+            "listen = \"127.0.0.1:0\"\nlog-levle = \"warn\"\n",
+            ":2: log-levle: there is no such setting; did you mean log-level?",
+        ),
+        (
+            "keep-epochs = 1\n",
+            ":1: keep-epochs: closed epochs must lie between 2 and 4096, not 1",
+        ),
+        (
+            "[label]\ncluster = \"a\"\njob = \"b\"\n",
+            ":1: label: invalid value 'job=b'",
+        ),
+        ("pid = [\n", ":1: this is not TOML"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        for arguments in [&["run", "--config", path][..], &["config", "check", path]] {
+            let (code, line) = complains(arguments);
+            assert_eq!(code, 2, "{line}");
+            assert!(line.starts_with(&format!("{path}{part}")), "{line}");
+        }
+    }
+    let (code, line) = complains(&["config", "check", "/no/such/file"]);
+    assert_eq!((code, line.contains("with --config")), (2, true), "{line}");
+    std::fs::write(&file, "log-level = \"warn\"\n").unwrap();
+    let output = sdtrace(&["config", "check", path])
+        .env("SDTRACE_PID", "7,8")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    for expected in [
+        format!("warn {path}:1"),
+        "7, 8 SDTRACE_PID".to_owned(),
+        "auto default".to_owned(),
+    ] {
+        let squeezed: Vec<_> = said.split_whitespace().collect();
+        assert!(squeezed.join(" ").contains(&expected), "{said}");
     }
 }
 

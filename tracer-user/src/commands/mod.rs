@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod config;
 mod dump;
 mod preflight;
 mod round_trip;
@@ -27,6 +28,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Check(arguments) => check::check(&arguments),
         Command::Dump(arguments) => dump::dump(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
+        Command::Config(arguments) => config::config(&arguments).map(|()| ExitCode::SUCCESS),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
         Command::MetricsDocs => {
             print(&metrics::documentation()?)?;

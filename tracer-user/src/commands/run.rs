@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::agent::Agent;
 use super::summary::Summary;
 use super::{preflight, round_trip};
-use crate::cli::{LogFormat, RunArgs};
+use crate::cli::{LogFormat, RunArgs, UsageError};
 use crate::export::http::{self, Exporter};
 use crate::export::metrics::reading::Reading;
 use crate::export::metrics::{Facts, Metrics};
@@ -24,8 +24,9 @@ use crate::processes;
 
 /// Traces until it is told to end.
 pub(super) fn run(arguments: &RunArgs) -> Result<()> {
-    let limits = arguments.checked_limits()?;
+    let limits = arguments.checked_limits().map_err(UsageError::from)?;
     log_to_stderr(arguments);
+    log_configuration(arguments);
     let options = ProbeOptions {
         attach: arguments.attach,
         fault_return: arguments.fault_return,
@@ -75,6 +76,15 @@ fn log_to_stderr(arguments: &RunArgs) {
     drop(result);
 }
 
+fn log_configuration(arguments: &RunArgs) {
+    if let Some(file) = &arguments.config {
+        tracing::info!("settings from {}", file.display());
+    }
+    for variable in &arguments.ignored_variables {
+        tracing::warn!("{variable} is no setting and is ignored; `sdtrace config example` lists them");
+    }
+}
+
 fn filters(arguments: &RunArgs) -> Result<Filters> {
     let cgroups = arguments.cgroups.iter().map(|path| processes::cgroup_id(path));
     Ok(Filters {
@@ -105,10 +115,11 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
         kernel: processes::kernel_release(),
         pid_namespace: processes::pid_namespace().context("/proc/self/ns/pid")?,
     };
-    let metrics = Arc::new(Metrics::new(&Facts {
+    let facts = Facts {
         kernel: surroundings.kernel.clone(),
         started: SystemTime::now(),
-    })?);
+    };
+    let metrics = Arc::new(Metrics::labelled(&facts, &arguments.labels)?);
     let (source, owner) = source::channel();
     let exporter = Exporter {
         source,

@@ -6,6 +6,7 @@
 
 mod docs;
 mod family;
+pub mod labels;
 mod observed;
 mod own;
 pub mod reading;
@@ -25,6 +26,7 @@ use prometheus::{
 use tracer_common::records::ClearRecord;
 
 pub use docs::render as documentation;
+use labels::Label;
 use reading::Reading;
 
 use crate::ledger::{CLEAR_RESULTS, clear_result, clear_times};
@@ -56,6 +58,18 @@ impl Metrics {
     /// # Errors
     /// If two metrics have the same name.
     pub fn new(facts: &Facts) -> Result<Self> {
+        Self::labelled(facts, &[])
+    }
+
+    /// The same, with these labels on every metric.
+    ///
+    /// # Errors
+    /// If two metrics have the same name.
+    pub fn labelled(facts: &Facts, labels: &[Label]) -> Result<Self> {
+        let constant = labels
+            .iter()
+            .map(|label| (label.name.clone(), label.value.clone()))
+            .collect();
         let clears = IntCounterVec::new(
             Opts::new(
                 "softdirty_clears_total",
@@ -87,7 +101,7 @@ impl Metrics {
             "Time that sdtrace spent on the scrape before this one.",
         )?;
         let metrics = Self {
-            registry: Registry::new(),
+            registry: Registry::new_custom(None, Some(constant))?,
             reading: Arc::new(Mutex::new(Reading::default())),
             gathering: Mutex::new(()),
             clears,
