@@ -8,7 +8,7 @@ use crate::classify::{MprotectChange, Outcome, ProtectionState, VmaKind};
 use crate::histogram::FAULT_TIME;
 
 /// Number of `u64` cells that one CPU owns: a multiple of eight, so that no two CPUs share a cache line.
-pub const STRIP: u32 = 96;
+pub const STRIP: u32 = 128;
 
 /// Kinds that write-notify faults are counted by: the [`VmaKind`]s, then huge.
 pub const FAULT_KINDS: u32 = VmaKind::ALL.len() as u32 + 1;
@@ -100,11 +100,35 @@ pub enum Stage {
     ClearFailed = 16,
     /// After an mprotect the VMA had other flags than `mprotect_fixup` was asked for.
     MprotectFlagsDiffer = 17,
+    /// Handled write faults of armed pages that were noted page by page.
+    WriteNoted = 18,
+    /// Handled write faults after which the page-table entry was not soft-dirty yet: they come again.
+    WriteUnsettled = 19,
+    /// Writes noted while a clear was walking.
+    WriteRaced = 20,
+    /// No free record of pages was left: a write or a mechanism was not noted.
+    PagesFull = 21,
+    /// Old marks of pages could not be told from new ones.
+    PagesStale = 22,
+    /// Page tables that were tested, up to 2 MiB each.
+    AuditChunk = 23,
+    /// Page tables in which something was found.
+    AuditFinding = 24,
+    /// Page tables that could not be read.
+    AuditUnread = 25,
+    /// Holes in a pagemap walk too long to be compared with what was written.
+    HoleTooLong = 26,
+    /// The map of VMAs that a clear is about to arm was full: they are audited as if armed before.
+    FreshFull = 27,
+    /// More ranges were moved in one epoch than are kept.
+    MovedFull = 28,
+    /// A mechanism touched a longer range than is marked page by page.
+    RangeTooLong = 29,
 }
 
 impl Stage {
     /// Every stage, in the order of the discriminants.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 30] = [
         Self::FaultEntry,
         Self::FaultReturn,
         Self::HugeEntry,
@@ -123,6 +147,18 @@ impl Stage {
         Self::OrphanReturn,
         Self::ClearFailed,
         Self::MprotectFlagsDiffer,
+        Self::WriteNoted,
+        Self::WriteUnsettled,
+        Self::WriteRaced,
+        Self::PagesFull,
+        Self::PagesStale,
+        Self::AuditChunk,
+        Self::AuditFinding,
+        Self::AuditUnread,
+        Self::HoleTooLong,
+        Self::FreshFull,
+        Self::MovedFull,
+        Self::RangeTooLong,
     ];
 
     /// The label value in metrics and in JSON.
@@ -147,6 +183,18 @@ impl Stage {
             Self::OrphanReturn => "orphan_return",
             Self::ClearFailed => "clear_failed",
             Self::MprotectFlagsDiffer => "mprotect_flags_differ",
+            Self::WriteNoted => "write_noted",
+            Self::WriteUnsettled => "write_unsettled",
+            Self::WriteRaced => "write_raced",
+            Self::PagesFull => "pages_full",
+            Self::PagesStale => "pages_stale",
+            Self::AuditChunk => "audit_chunk",
+            Self::AuditFinding => "audit_finding",
+            Self::AuditUnread => "audit_unread",
+            Self::HoleTooLong => "hole_too_long",
+            Self::FreshFull => "fresh_full",
+            Self::MovedFull => "moved_full",
+            Self::RangeTooLong => "range_too_long",
         }
     }
 }

@@ -13,6 +13,17 @@ pub const PTE_WRITE: u64 = 1 << 1;
 /// `_PAGE_SOFT_DIRTY` of a present entry.
 pub const PTE_SOFT_DIRTY: u64 = 1 << 11;
 
+/// `_PAGE_DIRTY`: the processor has written through the entry.
+pub const PTE_DIRTY: u64 = 1 << 6;
+/// `_PAGE_PSE` of a PMD entry: it maps a huge page.
+pub const PTE_HUGE: u64 = 1 << 7;
+/// `_PAGE_SPECIAL`: no page descriptor; in a private VMA the zero page.
+pub const PTE_SPECIAL: u64 = 1 << 9;
+/// `_PAGE_SWP_SOFT_DIRTY`: soft-dirty of an entry that is not present.
+pub const PTE_SWAP_SOFT_DIRTY: u64 = 1 << 1;
+/// The page frame in an entry, memory encryption aside.
+pub const PTE_FRAME: u64 = 0x000f_ffff_ffff_f000;
+
 /// `VM_READ`.
 pub const VM_READ: u64 = 0x1;
 /// `VM_WRITE`.

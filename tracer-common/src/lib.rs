@@ -12,10 +12,12 @@
     reason = "const fn has no try_from; every cast here narrows a value that its mask or enum bounds"
 )]
 
+pub mod audit;
 pub mod classify;
 pub mod counters;
 pub mod flags;
 pub mod histogram;
+pub mod pages;
 pub mod records;
 pub mod settings;
 pub mod table;
@@ -35,4 +37,8 @@ mod pod {
     unsafe impl aya::Pod for crate::table::VmaKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::tracked::Tracked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::pages::ChunkKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::pages::PageChunk {}
 }

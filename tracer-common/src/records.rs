@@ -1,13 +1,15 @@
-//! Records that cross the ring buffer: one for each clear, fork, exec and exit of a tracked address space, and
-//! with `--trace-faults` one for each fault.
+//! Records that cross the ring buffer: one for each clear, fork, exec and exit of a tracked address space, for
+//! each finding of an audit and each range that a mechanism works on, and with `--trace-faults` one for each fault.
 //!
 //! Every record begins with a [`Header`] that carries its size and version; the reader checks both before it
 //! looks further.
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::audit::{PagesRecord, RangeRecord, VmaRecord};
+
 /// Version of the record formats. The object and the daemon are built together; a difference is a defect.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Kinds of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,12 @@ pub enum Kind {
     Exit = 4,
     /// [`FaultRecord`]
     Fault = 5,
+    /// [`PagesRecord`]
+    Pages = 6,
+    /// [`VmaRecord`]
+    Vma = 7,
+    /// [`RangeRecord`]
+    Range = 8,
 }
 
 /// First bytes of every record.
@@ -81,10 +89,63 @@ pub struct ClearRecord {
     pub status: u32,
     /// `ORIGIN_` constant of the address space.
     pub origin: u32,
+    /// VMAs that were armed before: the invariant was tested in them.
+    pub audited_vmas: u32,
+    /// Epoch in which a tracker had read the pagemap last; 0: none had.
+    pub read_epoch: u32,
+    /// Pages whose entries were tested.
+    pub audited_pages: u64,
+    /// Write faults handled between that reading and this clear, at least.
+    pub writes_after_read: u64,
+    /// Bytes that soft-dirty cannot track, by [`Blind`].
+    pub blind_bytes: [u64; Blind::ALL.len()],
     /// Who cleared.
     pub tracker: TaskIdentity,
     /// Whose address space was cleared.
     pub target: TaskIdentity,
+}
+
+/// Why soft-dirty cannot track a writable VMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Blind {
+    /// `VM_HUGETLB`: pagemap never shows the bit of a huge page's entry.
+    Hugetlb = 0,
+    /// `VM_PFNMAP`: `clear_refs_test_walk` passes over the VMA.
+    Pfnmap = 1,
+    /// Memory that the process has pinned for a device or for io_uring (`mm->pinned_vm`).
+    Pinned = 2,
+    /// Shared memory that is mapped writable somewhere else too (`i_mmap_writable`).
+    WritableAlias = 3,
+    /// The completion ring of an AIO context: the kernel writes it.
+    AioRing = 4,
+    /// A shared writable VMA whose `vm_page_prot` lets entries be born writable though it is armed.
+    PageProtection = 5,
+}
+
+impl Blind {
+    /// Every reason, in the order of the discriminants.
+    pub const ALL: [Self; 6] = [
+        Self::Hugetlb,
+        Self::Pfnmap,
+        Self::Pinned,
+        Self::WritableAlias,
+        Self::AioRing,
+        Self::PageProtection,
+    ];
+
+    /// The label value in metrics and in JSON.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Hugetlb => "hugetlb",
+            Self::Pfnmap => "pfnmap",
+            Self::Pinned => "pinned",
+            Self::WritableAlias => "writable_alias",
+            Self::AioRing => "aio_ring",
+            Self::PageProtection => "page_protection",
+        }
+    }
 }
 
 /// [`ClearRecord::status`]: the clear opened an epoch.
@@ -169,7 +230,7 @@ pub struct FaultRecord {
 }
 
 /// Size of the largest record in bytes.
-pub const LARGEST: usize = size_of::<ClearRecord>();
+pub const LARGEST: usize = size_of::<PagesRecord>();
 
 /// A record after its header was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +245,12 @@ pub enum Record {
     Exit(ExitRecord),
     /// See [`FaultRecord`].
     Fault(FaultRecord),
+    /// See [`PagesRecord`].
+    Pages(PagesRecord),
+    /// See [`VmaRecord`].
+    Vma(VmaRecord),
+    /// See [`RangeRecord`].
+    Range(RangeRecord),
 }
 
 /// Why bytes from the ring buffer are no record.
@@ -217,6 +284,9 @@ impl Record {
             kind if kind == Kind::Exec as u16 => read(bytes).map(Self::Exec),
             kind if kind == Kind::Exit as u16 => read(bytes).map(Self::Exit),
             kind if kind == Kind::Fault as u16 => read(bytes).map(Self::Fault),
+            kind if kind == Kind::Pages as u16 => read(bytes).map(Self::Pages),
+            kind if kind == Kind::Vma as u16 => read(bytes).map(Self::Vma),
+            kind if kind == Kind::Range as u16 => read(bytes).map(Self::Range),
             kind => Err(DecodeError::Kind(kind)),
         }
     }

@@ -62,8 +62,12 @@ pub struct VmaRow {
     pub huge_faults: [u64; EPOCH_CELLS],
     /// Faults that ended otherwise, by [`crate::classify::Outcome`] (the cell of `Handled` stays 0).
     pub outcomes: [u64; 7],
+    /// Newest epoch in which a [`crate::audit::VmaRecord`] was sent for this state.
+    pub reported_epoch: u32,
+    /// Keeps the next field aligned.
+    pub alignment: u32,
     /// Keeps rows on cache lines of their own.
-    pub padding: [u64; 7],
+    pub padding: [u64; 6],
 }
 
 /// Size of a row in bytes.

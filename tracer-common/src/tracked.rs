@@ -38,6 +38,13 @@ impl Boundary {
         Self::at(u64::MAX, epoch)
     }
 
+    /// Whether a clear is walking now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_walking(self) -> bool {
+        self.0 | Self::EPOCH_BITS != u64::MAX
+    }
+
     /// The low twelve bits of the number of the epoch that `address` belongs to.
     #[inline(always)]
     #[must_use]
@@ -75,6 +82,12 @@ pub struct Tracked {
     pub epoch: u32,
     /// One of the `ORIGIN_` constants.
     pub origin: u32,
+    /// Epoch in which a tracker read the pagemap last; 0: none did.
+    pub read_epoch: u32,
+    /// Keeps the next field aligned.
+    pub padding: u32,
+    /// Write faults handled since then.
+    pub writes_since_read: u64,
 }
 
 #[cfg(test)]
@@ -88,6 +101,8 @@ mod tests {
         let boundary = Boundary::at(0x5000, 7);
         assert_eq!(boundary.epoch_of(0x4fff, 7), 7);
         assert_eq!(boundary.epoch_of(0x5000, 7), 6);
+        assert!(boundary.is_walking());
+        assert!(!Boundary::complete(7).is_walking());
         assert_eq!(Boundary::complete(7).epoch_of(0x7fff_ffff_f000, 7), 7);
     }
 

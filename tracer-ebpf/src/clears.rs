@@ -7,8 +7,7 @@ use aya_log_ebpf::debug;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP};
 use tracer_common::records::{
-    CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
-    TaskIdentity, VERSION,
+    CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind, VERSION,
 };
 use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
@@ -125,6 +124,7 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         boundary: Boundary::at(first_end, 1),
         epoch: 1,
         origin: ORIGIN_CLEAR,
+        ..Tracked::default()
     };
     clear.status = if tracking::start::<Probed>(clear.mm, &tracked) {
         CLEAR_TRACKED
@@ -178,8 +178,7 @@ pub fn returned(result: i64) {
         vmas: clear.vmas,
         status: clear.status,
         origin: clear.origin,
-        tracker: TaskIdentity::default(),
-        target: TaskIdentity::default(),
+        ..ClearRecord::default()
     };
     debug!(
         (),

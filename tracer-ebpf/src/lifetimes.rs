@@ -53,6 +53,7 @@ pub fn forked(parent: u64, child: u64) {
         boundary: Boundary::complete(1),
         epoch: 1,
         origin: ORIGIN_FORK,
+        ..Tracked::default()
     };
     if !tracking::start::<Probed>(mm, &tracked) {
         return;
@@ -162,6 +163,7 @@ pub fn handshake(file: u64, buffer: u64) {
         boundary: Boundary::complete(1),
         epoch: 1,
         origin: ORIGIN_ADOPTED,
+        ..Tracked::default()
     };
     if !tracking::start::<Probed>(mm, &tracked) {
         return;

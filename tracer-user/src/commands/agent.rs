@@ -208,6 +208,8 @@ impl Agent {
                 Record::Clear(clear) => self.metrics.count_clear(clear),
                 Record::Fault(fault) => log_fault(fault),
                 Record::Track(_) | Record::Exec(_) | Record::Exit(_) => {}
+                // For the detectors.
+                Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
             }
             self.ledger.apply(&record, &Procfs, now_ns);
         }

@@ -102,8 +102,8 @@ impl Ledger {
                 self.space(exit.birth)
                     .exit(Some(exit.epoch), exit.header.time_ns, now_ns, &mut ends);
             }
-            // Only shown to the user, see `commands::run`.
-            Record::Fault(_) => {}
+            // Shown to the user, or for the detectors; see `commands::agent`.
+            Record::Fault(_) | Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
         }
         self.count_ends(&ends);
     }

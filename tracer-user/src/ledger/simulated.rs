@@ -200,6 +200,7 @@ impl Kernel {
                 ..TaskIdentity::default()
             },
             target: owner,
+            ..ClearRecord::default()
         };
         self.submit(Record::Clear(record));
     }
