@@ -16,6 +16,7 @@ use tracer_common::table::{VmaKey, VmaRow};
 
 use crate::export::metrics::Metrics;
 use crate::export::metrics::reading::{MapUsage, Reading};
+use crate::export::pulse::Pulse;
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
@@ -116,6 +117,7 @@ pub(super) struct Agent {
     fault_times_measured: bool,
     records: Vec<Record>,
     missed: Vec<MissedRuns>,
+    pulse: Pulse,
 }
 
 impl Agent {
@@ -135,6 +137,7 @@ impl Agent {
             surroundings,
             records: Vec::new(),
             missed: Vec::new(),
+            pulse: Pulse::default(),
         }
     }
 
@@ -161,6 +164,8 @@ impl Agent {
             records_to_wait_for(&self.kernel.probes).context("the ring buffer cannot be waited for")?;
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.pulse = owner.pulse.clone();
+        self.pulse.beat(Instant::now());
         owner.readiness.send_replace(self.readiness());
         let mut end = std::pin::pin!(end);
         loop {
@@ -219,6 +224,7 @@ impl Agent {
         for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
             tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
         }
+        self.pulse.beat(Instant::now());
     }
 
     fn losses(&self) -> Losses {

@@ -7,6 +7,7 @@ mod dump;
 mod preflight;
 mod round_trip;
 mod run;
+mod service;
 mod summary;
 
 use std::io::Write as _;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::agent::Agent;
 use super::summary::Summary;
-use super::{preflight, round_trip};
+use super::{preflight, round_trip, service};
 use crate::cli::{LogFormat, RunArgs, UsageError};
 use crate::export::http::{self, Exporter};
 use crate::export::metrics::reading::Reading;
@@ -121,6 +121,7 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     };
     let metrics = Arc::new(Metrics::labelled(&facts, &arguments.labels)?);
     let (source, owner) = source::channel();
+    tokio::spawn(service::report(source.clone(), format!("http://{listen}")));
     let exporter = Exporter {
         source,
         metrics: Arc::clone(&metrics),
@@ -155,6 +156,7 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     }
     let agent = Agent::new(started, limits, fault_return, metrics, surroundings);
     let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
+    service::ending();
     tracing::info!("detached");
     drop(end_server);
     // A scrape that is under way gets its answer, unless it takes too long.

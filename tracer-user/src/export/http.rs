@@ -89,11 +89,11 @@ async fn metrics(State(exporter): State<Exporter>) -> Response {
     }
 }
 
-/// Whether the daemon answers at all. While it starts it is healthy and not ready.
+/// Whether the main loop turns over. While sdtrace starts it is healthy and not ready.
 async fn health(State(exporter): State<Exporter>) -> Response {
-    match exporter.source.reading().await {
-        Ok(_) | Err(Unanswered::Starting) => "ok\n".into_response(),
-        Err(why) => unavailable(why),
+    match exporter.source.health() {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
 

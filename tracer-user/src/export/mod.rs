@@ -3,4 +3,5 @@
 pub mod client;
 pub mod http;
 pub mod metrics;
+pub mod pulse;
 pub mod source;

@@ -1,13 +1,16 @@
 //! Where the exporters get their answers from: the task that owns the probes and the ledger.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::metrics::reading::Reading;
+use super::pulse::{LONGEST_TURN, Pulse};
 use crate::ledger::dump::Dump;
 
+/// How long the start may take: seconds on hardware, up to one minute in an emulated machine.
+const LONGEST_START: Duration = Duration::from_mins(5);
 /// How long an answer may take; looking at a full table takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -73,6 +76,7 @@ pub enum Unanswered {
 pub struct Source {
     requests: mpsc::Sender<Request>,
     readiness: watch::Receiver<Readiness>,
+    pulse: Pulse,
 }
 
 /// The owner's end.
@@ -82,20 +86,28 @@ pub struct Owner {
     pub requests: mpsc::Receiver<Request>,
     /// To say how things stand.
     pub readiness: watch::Sender<Readiness>,
+    /// To show that the main loop turns over and takes in the records of the ring buffer.
+    pub pulse: Pulse,
 }
 
 /// Both ends. At most 16 questions wait; more wait outside.
 #[must_use]
 pub fn channel() -> (Source, Owner) {
+    with_pulse(Pulse::default())
+}
+
+fn with_pulse(pulse: Pulse) -> (Source, Owner) {
     let (ask, asked) = mpsc::channel(16);
     let (tell, told) = watch::channel(Readiness::starting());
     let source = Source {
         requests: ask,
         readiness: told,
+        pulse: pulse.clone(),
     };
     let owner = Owner {
         requests: asked,
         readiness: tell,
+        pulse,
     };
     (source, owner)
 }
@@ -107,7 +119,49 @@ impl Source {
         if self.requests.is_closed() {
             return Readiness::of(vec![Unanswered::Gone.to_string()]);
         }
-        self.readiness.borrow().clone()
+        let mut readiness = self.readiness.borrow().clone();
+        if !readiness.starting
+            && let Err(why) = self.health()
+        {
+            readiness.ready = false;
+            readiness
+                .reasons
+                .push(format!("records are not taken from the ring buffer: {why}"));
+        }
+        readiness
+    }
+
+    /// Whether the main loop turns over, or the start is under way.
+    ///
+    /// # Errors
+    /// One line that says why not, and what to do.
+    pub fn health(&self) -> Result<(), String> {
+        if self.requests.is_closed() {
+            return Err(Unanswered::Gone.to_string());
+        }
+        let age = self.pulse.age(Instant::now());
+        if self.readiness.borrow().starting {
+            if age > LONGEST_START {
+                return Err(format!(
+                    "the start has taken {} s and is not over; restart sdtrace with --log-level debug",
+                    age.as_secs()
+                ));
+            }
+        } else if age > LONGEST_TURN {
+            return Err(format!(
+                "the main loop turned over {} s ago last, it should every second; restart sdtrace if it stays so",
+                age.as_secs()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until the readiness is another one.
+    pub async fn changed(&mut self) {
+        if self.readiness.changed().await.is_err() {
+            // The owner is gone, nothing changes any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// What a scrape needs.
@@ -141,5 +195,34 @@ impl Source {
         tokio::time::timeout(PATIENCE, asking)
             .await
             .unwrap_or(Err(Unanswered::Late))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_loop_that_hangs_is_neither_healthy_nor_ready() {
+        let (source, owner) = with_pulse(Pulse::aged(LONGEST_TURN + Duration::from_secs(1)));
+        assert_eq!(source.health(), Ok(()), "it starts");
+        owner.readiness.send(Readiness::of(Vec::new())).unwrap();
+        let why = source.health().unwrap_err();
+        assert!(why.contains("the main loop turned over 16 s ago"), "{why}");
+        let readiness = source.readiness();
+        assert!(!readiness.ready, "{readiness:?}");
+        assert!(readiness.reasons[0].contains("ring buffer"), "{readiness:?}");
+        owner.pulse.beat(Instant::now());
+        assert_eq!(source.health(), Ok(()));
+        assert!(source.readiness().ready);
+        drop(owner);
+        assert!(source.health().is_err() && !source.readiness().ready);
+    }
+
+    #[test]
+    fn a_start_that_hangs_is_not_healthy() {
+        let (source, _owner) = with_pulse(Pulse::aged(LONGEST_START + Duration::from_secs(1)));
+        let why = source.health().unwrap_err();
+        assert!(why.starts_with("the start has taken 301 s"), "{why}");
     }
 }
