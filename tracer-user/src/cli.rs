@@ -15,6 +15,7 @@ use crate::export::metrics::labels::{self, Label};
 use crate::ledger::Limits;
 use crate::probes::verdict::AttachMode;
 use crate::probes::{self, self_test};
+use crate::workload::IdPrefix;
 
 /// Where `/metrics` is by default: on this machine only.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:9955";
@@ -33,8 +34,8 @@ pub struct Cli {
 pub enum Command {
     /// Trace, and serve /metrics until SIGTERM or SIGINT.
     ///
-    /// Without --pid, --comm and --cgroup every address space is tracked from its first clear on. With more than one
-    /// of them, a process must pass each kind; one value of each kind is enough.
+    /// Without --pid, --comm, --cgroup and --container every address space is tracked from its first clear on. With
+    /// more than one of them, a process must pass each kind; one value of each kind is enough. A container is a cgroup.
     ///
     /// Each flag is also a key of the configuration file (`log-level`) and a variable of the environment
     /// (`SDTRACE_LOG_LEVEL`, lists with commas between the values); flags win over variables, those over the file.
@@ -97,6 +98,10 @@ pub struct RunArgs {
     /// Track only processes in this cgroup (version 2) and below it; may be given up to 8 times.
     #[arg(long = "cgroup", value_name = "PATH")]
     pub cgroups: Vec<PathBuf>,
+    /// Track only processes in this container, by its id or the beginning of it; it must run when sdtrace starts. Up to
+    /// 8 times, those of --cgroup included.
+    #[arg(long = "container", value_name = "ID")]
+    pub containers: Vec<IdPrefix>,
     /// End after this time, with a summary; for example 30s or 5m.
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
@@ -236,6 +241,12 @@ impl RunArgs {
                 self.cgroups.len(),
                 MAX_CGROUPS,
                 "give a cgroup that they lie in",
+            ),
+            (
+                "container",
+                self.cgroups.len() + self.containers.len(),
+                MAX_CGROUPS,
+                "give a --cgroup that they lie in",
             ),
             (
                 "label",

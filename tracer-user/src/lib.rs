@@ -9,3 +9,4 @@ pub mod kernel;
 pub mod ledger;
 pub mod probes;
 pub mod processes;
+pub mod workload;

@@ -11,6 +11,7 @@ use procfs::process::Process;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::ledger::{Clock, ProcessDetails, ProcessInfo};
+use crate::workload::{self, IdPrefix, Search};
 
 /// Where the unified hierarchy is mounted on nearly every machine.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -108,6 +109,43 @@ pub fn cgroup_id(path: &Path) -> Result<u64> {
     Ok(metadata.ino())
 }
 
+/// The id of the cgroup of a running container.
+///
+/// # Errors
+/// One line that says what to give instead.
+pub fn container_cgroup_id(wanted: &IdPrefix) -> Result<u64> {
+    let root = Path::new(CGROUP_ROOT);
+    let mut paths = Vec::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        // Cgroups come and go while we look.
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                waiting.push(entry.path());
+            }
+        }
+        if let Ok(below) = folder.strip_prefix(root) {
+            paths.push(format!("/{}", below.display()));
+        }
+    }
+    match workload::find(paths.iter().map(String::as_str), wanted) {
+        Search::Found(path) => cgroup_id(Path::new(&path)).with_context(|| format!("--container {wanted}")),
+        Search::Nothing => bail!(
+            "--container {wanted}: no container with this id runs here; `docker ps`, `podman ps` or `crictl ps` shows \
+             which do, and in a container of its own sdtrace needs the host's {CGROUP_ROOT}"
+        ),
+        Search::Several(ids) => {
+            bail!(
+                "--container {wanted}: give more digits, it fits {}",
+                ids.join(" and ")
+            )
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +158,16 @@ mod tests {
         let details = Procfs.look_up(pid, start_ns).unwrap();
         assert!(details.cgroup.starts_with('/'), "{details:?}");
         assert_eq!(Procfs.look_up(pid, start_ns + 1_000_000_000), None);
+    }
+
+    #[test]
+    fn a_container_that_does_not_run_is_named() {
+        let wanted = "0123456789abcdef".parse().unwrap();
+        let error = format!("{:#}", container_cgroup_id(&wanted).unwrap_err());
+        assert!(
+            error.contains("--container 0123456789abcdef: no container with this id"),
+            "{error}"
+        );
     }
 
     #[test]

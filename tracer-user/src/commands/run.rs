@@ -87,10 +87,11 @@ fn log_configuration(arguments: &RunArgs) {
 
 fn filters(arguments: &RunArgs) -> Result<Filters> {
     let cgroups = arguments.cgroups.iter().map(|path| processes::cgroup_id(path));
+    let containers = arguments.containers.iter().map(processes::container_cgroup_id);
     Ok(Filters {
         pids: arguments.pids.clone(),
         comms: arguments.comms.clone(),
-        cgroups: cgroups.collect::<Result<_>>()?,
+        cgroups: cgroups.chain(containers).collect::<Result<_>>()?,
     })
 }
 

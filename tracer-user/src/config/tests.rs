@@ -61,7 +61,19 @@ fn sample(command: &Command, name: &str, arg: &Arg) -> String {
     possible
         .iter()
         .map(|value| value.get_name().to_owned())
-        .chain(["7m", "2048", "40", "127.0.0.1:7", "debug", "rack=7", "/a/b"].map(str::to_owned))
+        .chain(
+            [
+                "7m",
+                "2048",
+                "40",
+                "127.0.0.1:7",
+                "debug",
+                "rack=7",
+                "/a/b",
+                "0123abcd",
+            ]
+            .map(str::to_owned),
+        )
         .find(|value| {
             default.as_ref() != Some(value) && try_alone(command, &joined(name, OsStr::new(value))).is_ok()
         })
