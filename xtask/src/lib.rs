@@ -11,13 +11,16 @@
 pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
+pub mod criu;
 pub mod demo;
 pub mod failure;
 pub mod fixtures;
 pub mod guest;
 pub mod headers;
 pub mod kernels;
+pub mod oracle;
 pub mod provision;
+pub mod soak;
 pub mod suite;
 pub mod suites;
 pub mod workload;

@@ -162,6 +162,37 @@ impl PrivateApt {
         self.with_download(name, |deb| unpack_deb(deb, destination, &[]))
     }
 
+    /// Downloads the version of a package that one suite offers and everything that it depends on, as apt would install
+    /// it on an empty system, and unpacks all of it into `destination`.
+    pub fn unpack_with_dependencies(&self, name: &str, suite: &str, destination: &Path) -> Result<()> {
+        let folder = tempfile::Builder::new()
+            .prefix("download-")
+            .tempdir_in(&self.state)?;
+        fs::create_dir(folder.path().join("partial"))?;
+        run_quietly(
+            self.command("apt-get")
+                .args(["-o", &format!("Dir::Cache::archives={}", folder.path().display())])
+                .args(["-o", &format!("APT::Default-Release={suite}")])
+                // Nothing is installed, so nothing needs to be locked.
+                .args(["-o", "Debug::NoLocking=true"])
+                .args(["install", "--download-only", "--no-install-recommends", "-y"])
+                .arg(name),
+        )
+        .with_context(|| format!("cannot download {name} of {suite} with its dependencies"))?;
+        let mut count = 0;
+        for entry in fs::read_dir(folder.path())? {
+            let deb = entry?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                unpack_deb(&deb, destination, &[])?;
+                count += 1;
+            }
+        }
+        if count == 0 {
+            bail!("apt-get downloaded no file for {name} of {suite}");
+        }
+        Ok(())
+    }
+
     /// Downloads one package (`NAME` or `NAME=VERSION`), hands the .deb to `use_it`, and removes it.
     pub fn with_download<T>(&self, package: &str, use_it: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let folder = tempfile::Builder::new()

@@ -10,6 +10,7 @@ pub mod tracing;
 pub mod transport;
 
 use crate::build_ebpf;
+use crate::criu;
 use crate::failure::Usage;
 use crate::guest::interrupt;
 use crate::kernels::fetch::Kernels;
@@ -96,6 +97,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             move || tracing::run(&series(extent)?),
         ),
         Step::new(
+            "criu",
+            "CRIU's clears are sdtrace's epochs, and CRIU writes what its target changed",
+            move || criu::run(&criu_kernels(extent), "fentry"),
+        ),
+        Step::new(
             "battery",
             "soft-dirty behaves on every kernel as recorded, and the battery leaves nothing behind",
             move || battery::run(&series(extent)?, if extent == Extent::Full { 3 } else { 1 }),
@@ -141,6 +147,15 @@ fn series(extent: Extent) -> Result<Vec<Wanted>> {
         .into_iter()
         .map(|offer| Wanted::Series(offer.candidate.series))
         .collect())
+}
+
+/// CRIU reads soft-dirty in the same way on all of these; one of them is enough in continuous integration.
+fn criu_kernels(extent: Extent) -> Vec<Wanted> {
+    let stable = Wanted::Series(Series { major: 6, minor: 12 });
+    match extent {
+        Extent::Usual => vec![stable],
+        Extent::Full => vec![stable, Wanted::Newest],
+    }
 }
 
 /// Runs the steps named in `only` (all when empty) to the end, whatever fails, and tells the count.

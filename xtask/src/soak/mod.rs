@@ -1,0 +1,3 @@
+//! Hours of memory stress under sdtrace.
+
+pub mod pagemap;
