@@ -19,11 +19,13 @@ pub enum Reader {
     Scan = 2,
     /// `pagemap_pmd_range` for the daemon's own audit.
     Own = 3,
+    /// No walk: the return of `mprotect_fixup`.
+    Mprotect = 4,
 }
 
 impl Reader {
     /// Every reader, in the order of the discriminants.
-    pub const ALL: [Self; 4] = [Self::Clear, Self::Pagemap, Self::Scan, Self::Own];
+    pub const ALL: [Self; 5] = [Self::Clear, Self::Pagemap, Self::Scan, Self::Own, Self::Mprotect];
 
     /// The reader with this discriminant.
     #[must_use]
@@ -39,6 +41,7 @@ impl Reader {
             Self::Pagemap => "pagemap",
             Self::Scan => "pagemap_scan",
             Self::Own => "own_audit",
+            Self::Mprotect => "mprotect",
         }
     }
 }
@@ -160,24 +163,21 @@ pub enum RangeCause {
     Advice = 1,
     /// mremap: what lies at `start` now lay at `from` before.
     Remap = 2,
-    /// munmap.
-    Unmap = 3,
     /// A hole was punched into a file, or it was truncated.
-    FileHole = 4,
+    FileHole = 3,
     /// `UFFDIO_ZEROPAGE`.
-    UserfaultZero = 5,
+    UserfaultZero = 4,
     /// `UFFDIO_MOVE`: from `from` to `start`.
-    UserfaultMove = 6,
+    UserfaultMove = 5,
     /// mprotect.
-    Protect = 7,
+    Protect = 6,
 }
 
 impl RangeCause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::Advice,
         Self::Remap,
-        Self::Unmap,
         Self::FileHole,
         Self::UserfaultZero,
         Self::UserfaultMove,
@@ -218,8 +218,8 @@ mod tests {
         for cause in RangeCause::ALL {
             assert_eq!(RangeCause::from_raw(cause as u32), Some(cause));
         }
-        assert_eq!(Reader::from_raw(4), None);
+        assert_eq!(Reader::from_raw(5), None);
         assert_eq!(RangeCause::from_raw(0), None);
-        assert_eq!(RangeCause::from_raw(8), None);
+        assert_eq!(RangeCause::from_raw(7), None);
     }
 }

@@ -122,13 +122,15 @@ pub enum Stage {
     FreshFull = 27,
     /// More ranges were moved in one epoch than are kept.
     MovedFull = 28,
-    /// A mechanism touched a longer range than is marked page by page.
-    RangeTooLong = 29,
+    /// The map of calls under way was full: what a call did to a range is not known.
+    CallsFull = 29,
+    /// Two threads in a write fault shared a slot: one write was not noted.
+    WriteSlotTaken = 30,
 }
 
 impl Stage {
     /// Every stage, in the order of the discriminants.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::FaultEntry,
         Self::FaultReturn,
         Self::HugeEntry,
@@ -158,7 +160,8 @@ impl Stage {
         Self::HoleTooLong,
         Self::FreshFull,
         Self::MovedFull,
-        Self::RangeTooLong,
+        Self::CallsFull,
+        Self::WriteSlotTaken,
     ];
 
     /// The label value in metrics and in JSON.
@@ -194,7 +197,8 @@ impl Stage {
             Self::HoleTooLong => "hole_too_long",
             Self::FreshFull => "fresh_full",
             Self::MovedFull => "moved_full",
-            Self::RangeTooLong => "range_too_long",
+            Self::CallsFull => "calls_full",
+            Self::WriteSlotTaken => "write_slot_taken",
         }
     }
 }

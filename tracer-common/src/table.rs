@@ -64,10 +64,13 @@ pub struct VmaRow {
     pub outcomes: [u64; 7],
     /// Newest epoch in which a [`crate::audit::VmaRecord`] was sent for this state.
     pub reported_epoch: u32,
-    /// Keeps the next field aligned.
-    pub alignment: u32,
+    /// `i_mmap_writable` of the mapped file at the last clear: shared mappings of it, this one included. 0 for a
+    /// private VMA.
+    pub shared_mappings: u32,
+    /// `vm_pgoff`, in pages.
+    pub offset: u64,
     /// Keeps rows on cache lines of their own.
-    pub padding: [u64; 6],
+    pub padding: [u64; 5],
 }
 
 /// Size of a row in bytes.

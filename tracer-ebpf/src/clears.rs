@@ -4,17 +4,20 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use aya_log_ebpf::debug;
+use tracer_common::audit::Reader;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{VM_HUGETLB, VM_PFNMAP};
+use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
 use tracer_common::records::{
-    CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind, VERSION,
+    Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind, VERSION,
 };
+use tracer_common::table::VmaKey;
 use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{CLEARS, send, stage};
+use crate::maps::{CLEARS, FRESH, send, stage};
 use crate::memory::{Memory, Probed};
+use crate::audit::{self, Bench, Site};
 use crate::{rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
@@ -24,6 +27,16 @@ const SOFT_DIRTY: u32 = 4;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct ClearUnderWay {
+    /// The VMA that the walk is in, in the epoch that ends there.
+    site: Site,
+    audited_pages: u64,
+    writes_after_read: u64,
+    blind_bytes: [u64; Blind::ALL.len()],
+    audited_vmas: u32,
+    read_epoch: u32,
+    /// Whether the VMA that the walk is in was armed before.
+    audit: u32,
+    padding: u32,
     entry_ns: u64,
     first_walk_ns: u64,
     file: u64,
@@ -42,6 +55,7 @@ pub struct ClearUnderWay {
 #[inline(always)]
 pub fn entry(file: u64, buffer: u64) {
     stage(Stage::ClearEntry);
+    tracking::clear_enters();
     let clear = ClearUnderWay {
         // SAFETY: the helper has no preconditions.
         entry_ns: unsafe { bpf_ktime_get_ns() },
@@ -52,7 +66,38 @@ pub fn entry(file: u64, buffer: u64) {
     };
     if CLEARS.insert(bpf_get_current_pid_tgid(), clear, 0).is_err() {
         stage(Stage::ClearsFull);
+        tracking::clear_returns();
     }
+}
+
+/// `vma_set_page_prot(vma)`: within a clear, the kernel calls it for each VMA that it takes `VM_SOFTDIRTY` from,
+/// before it walks. What was written there in the epoch that ends is told by that flag, not by the entries.
+#[inline(always)]
+pub fn arms(vma: u64) {
+    if !tracking::any_clear() {
+        return;
+    }
+    let Some(clear) = CLEARS.get_ptr(bpf_get_current_pid_tgid()) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `clear` is a map value.
+    let entry_ns = unsafe { (*clear).entry_ns };
+    if FRESH.insert(vma, entry_ns, 0).is_err() {
+        stage(Stage::FreshFull);
+    }
+}
+
+/// Whether the clear found this VMA fresh.
+#[inline(always)]
+fn was_fresh(clear: &ClearUnderWay, vma: u64) -> bool {
+    let Some(noted) = FRESH.get_ptr(vma) else {
+        return false;
+    };
+    // SAFETY: the verifier proves that `noted` is a map value.
+    let noted = unsafe { *noted };
+    let _ = FRESH.remove(vma);
+    // An older note is of a clear that was killed before it walked.
+    noted == clear.entry_ns
 }
 
 /// `clear_refs_test_walk(start, end, walk)`: the clear has reached a VMA. Its lock and the mm's are held, so
@@ -77,6 +122,8 @@ pub fn reached_vma(walk: u64) {
         open_epoch(clear, end);
     }
     clear.vmas += 1;
+    let fresh = was_fresh(clear, vma);
+    clear.audit = 0;
     if clear.status != CLEAR_TRACKED {
         return;
     }
@@ -85,16 +132,78 @@ pub fn reached_vma(walk: u64) {
         unsafe { (*tracked).boundary = Boundary::at(end, clear.epoch) };
     }
     let key = rows::key_of::<Probed>(clear.birth, vma);
-    if key.flags & (VM_PFNMAP | VM_HUGETLB) == 0 {
+    let tracks = key.flags & (VM_PFNMAP | VM_HUGETLB) == 0;
+    if tracks {
         clear.armed_bytes += end - key.start;
     }
-    if let Some(row) = rows::get(rows::find_or_create(&key, vma)) {
-        // SAFETY: the verifier proves that `row` is a map value.
-        unsafe {
-            (*row).armed_epoch = clear.epoch;
-            (*row).end = end;
-        }
+    let blind = blind_because(&key, vma);
+    if let Some(sum) = clear.blind_bytes.get_mut(blind as usize & 7) {
+        *sum += end - key.start;
     }
+    let Some(row) = rows::get(rows::find_or_create(&key, vma)) else {
+        return;
+    };
+    clear.site = Site {
+        vma,
+        key,
+        end,
+        epoch: clear.epoch.wrapping_sub(1),
+        reader: Reader::Clear as u32,
+        cleared: u32::from(clear.epoch > 2 || clear.origin == ORIGIN_CLEAR),
+        padding: 0,
+    };
+    if tracks && !fresh && clear.epoch > 1 {
+        clear.audit = 1;
+        clear.audited_vmas += 1;
+        audit::whole_vma(&clear.site);
+    }
+    // SAFETY: the verifier proves that `row` is a map value.
+    unsafe {
+        (*row).armed_epoch = clear.epoch;
+        (*row).end = end;
+        (*row).shared_mappings = rows::shared_mappings(key.flags, vma);
+    }
+}
+
+/// Why soft-dirty cannot track this VMA, as a [`Blind`]; something beyond if it can.
+#[inline(always)]
+fn blind_because(key: &VmaKey, vma: u64) -> u32 {
+    if key.flags & (VM_WRITE | VM_MAYWRITE) == 0 {
+        return u32::MAX;
+    }
+    if key.flags & VM_HUGETLB != 0 {
+        return Blind::Hugetlb as u32;
+    }
+    if key.flags & VM_PFNMAP != 0 {
+        return Blind::Pfnmap as u32;
+    }
+    let ring = AIO_RING_VM_OPS.load();
+    if ring != 0 && Probed::u64(vma, VMA_OPS.load()) == ring {
+        return Blind::AioRing as u32;
+    }
+    if audit::born_writable(key) {
+        return Blind::PageProtection as u32;
+    }
+    u32::MAX
+}
+
+/// `clear_refs_pte_range(pmd, addr, end, walk)`: the clear is about to take the bits of these pages.
+#[inline(always)]
+pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
+    let Some(clear) = CLEARS.get_ptr_mut(bpf_get_current_pid_tgid()) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `clear` is a map value; only this thread uses it.
+    let clear = unsafe { &mut *clear };
+    if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
+        return;
+    }
+    let site = clear.site;
+    if clear.audit != 0 {
+        clear.audited_pages += end.wrapping_sub(addr) >> 12;
+        audit::page_table(Bench::Clear, &site, pmd, addr, end);
+    }
+    audit::forget_marks(site.key.birth, addr, end);
 }
 
 #[inline(always)]
@@ -106,9 +215,12 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         clear.birth = tracked.birth;
         clear.origin = tracked.origin;
         clear.epoch = tracked.epoch + 1;
+        clear.read_epoch = tracked.read_epoch;
+        clear.writes_after_read = tracked.writes_since_read;
         tracked.boundary = Boundary::at(first_end, clear.epoch);
         tracked.epoch = clear.epoch;
         clear.status = CLEAR_TRACKED;
+        clear.blind_bytes[Blind::Pinned as usize] = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
         return;
     }
     if !passes(task_of_proc_file(clear.file)) {
@@ -126,6 +238,7 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         origin: ORIGIN_CLEAR,
         ..Tracked::default()
     };
+    clear.blind_bytes[Blind::Pinned as usize] = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
     clear.status = if tracking::start::<Probed>(clear.mm, &tracked) {
         CLEAR_TRACKED
     } else {
@@ -142,9 +255,15 @@ pub fn returned(result: i64) {
         return;
     };
     stage(Stage::ClearReturn);
-    // SAFETY: the verifier proves that `found` is a map value.
-    let clear = unsafe { *found };
+    tracking::clear_returns();
+    // SAFETY: the verifier proves that `found` is a map value; only this thread uses it.
+    let clear = unsafe { &*found };
+    finish(clear, result);
     let _ = CLEARS.remove(thread);
+}
+
+#[inline(always)]
+fn finish(clear: &ClearUnderWay, result: i64) {
     if clear.status == CLEAR_TRACKED
         && let Some(tracked) = tracking::get(clear.mm)
     {
@@ -178,6 +297,11 @@ pub fn returned(result: i64) {
         vmas: clear.vmas,
         status: clear.status,
         origin: clear.origin,
+        audited_vmas: clear.audited_vmas,
+        read_epoch: clear.read_epoch,
+        audited_pages: clear.audited_pages,
+        writes_after_read: clear.writes_after_read,
+        blind_bytes: clear.blind_bytes,
         ..ClearRecord::default()
     };
     debug!(

@@ -8,9 +8,9 @@ use tracer_common::tracked::{Boundary, ORIGIN_ADOPTED, ORIGIN_FORK, Tracked, bir
 
 use crate::identity::{current, fork_passes, identify, namespace_of, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{OWN, SETTINGS, send};
+use crate::maps::{MOVED, OWN, SETTINGS, send};
 use crate::memory::{Memory, Probed};
-use crate::tracking;
+use crate::{paging, tracking};
 
 #[inline(always)]
 fn header<T>(kind: Kind) -> Header {
@@ -104,6 +104,9 @@ pub fn exits<M: Memory>(mm: u64) {
     // SAFETY: the verifier proves that `found` is a map value.
     let tracked = unsafe { *found };
     tracking::stop::<M>(mm);
+    if tracking::anything_moved() {
+        let _ = MOVED.remove(tracked.birth);
+    }
     debug!(
         (),
         "address space {} ends in epoch {}", tracked.birth, tracked.epoch
@@ -142,6 +145,7 @@ pub fn handshake(file: u64, buffer: u64) {
     let own = unsafe { &mut *own };
     if own.namespace == 0 {
         tracking::note_filter_address();
+        paging::note();
         let task = current();
         let (level, namespace) = namespace_of(task);
         own.level = level;

@@ -6,13 +6,18 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use tracer_common::audit::Moved;
 use tracer_common::counters::{Counter, STRIP, Stage};
+use tracer_common::pages::{ChunkKey, PageChunk};
 use tracer_common::settings::{Own, Settings};
 use tracer_common::table::{VmaKey, VmaRow};
 
+use crate::audit::{BENCHES, Scratch};
+use crate::calls::CallUnderWay;
 use crate::clears::ClearUnderWay;
 use crate::faults::TaskSlot;
 use crate::mprotects::MprotectUnderWay;
+use crate::writes::WriteUnderWay;
 
 /// Finds the number of a row by its key.
 #[map]
@@ -25,6 +30,35 @@ pub static ROWS: Array<VmaRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Numbers of the free rows; the daemon fills it. A stack, because before 5.12 a program cannot fetch and add.
 #[map]
 pub static FREE_ROWS: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// Finds the number of a record of pages by its key.
+#[map]
+pub static CHUNK_INDEX: HashMap<ChunkKey, u32> = HashMap::with_max_entries(1, 0);
+
+/// The records of pages. The daemon maps them into its memory.
+#[map]
+pub static CHUNKS: Array<PageChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Numbers of the free records of pages; the daemon fills it.
+#[map]
+pub static FREE_CHUNKS: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// Room for the page table that a program tests, one for each program that may be interrupted by another.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(BENCHES, 0);
+
+/// VMAs that the clear under way found fresh, with the time of its entry. An entry goes when the walk reaches
+/// its VMA.
+#[map]
+pub static FRESH: HashMap<u64, u64> = HashMap::with_max_entries(16384, 0);
+
+/// Where pages were moved to, by birth.
+#[map]
+pub static MOVED: HashMap<u64, Moved> = HashMap::with_max_entries(1024, 0);
+
+/// Calls under way whose end tells what they did to a range, by thread.
+#[map]
+pub static CALLS: HashMap<u64, CallUnderWay> = HashMap::with_max_entries(4096, 0);
 
 /// One strip of cells for each CPU. The daemon maps them into its memory.
 #[map]
@@ -49,6 +83,11 @@ pub const TASK_SLOT_COUNT: u32 = 4096;
 /// spaces that fault at the same time and share a slot are counted as [`Stage::SlotTaken`].
 #[map]
 pub static TASK_SLOTS: Array<TaskSlot> = Array::with_max_entries(TASK_SLOT_COUNT, 0);
+
+/// The write fault that a thread is in, where its return does not know the arguments; direct mapped like
+/// [`TASK_SLOTS`].
+#[map]
+pub static WRITE_SLOTS: Array<WriteUnderWay> = Array::with_max_entries(TASK_SLOT_COUNT, 0);
 
 /// What the daemon wants.
 #[map]

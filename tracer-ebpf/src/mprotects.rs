@@ -1,15 +1,18 @@
 //! `mprotect_fixup`: what it changes on armed VMAs.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use tracer_common::audit::Reader;
 use tracer_common::classify::{MprotectChange, VmaState, mprotect_changes};
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::flags::{VM_ACCOUNT, VM_SOFTDIRTY, is_armed};
 use tracer_common::table::VmaKey;
+use tracer_common::tracked::ORIGIN_CLEAR;
 
+use crate::audit::{self, Site};
 use crate::layout::*;
 use crate::maps::{MPROTECTS, ROW_INDEX, count, stage};
 use crate::memory::{Memory, Probed};
-use crate::{rows, tracking};
+use crate::{calls, rows, tracking};
 
 /// A call between its entry and its return.
 #[derive(Clone, Copy)]
@@ -27,6 +30,9 @@ pub struct MprotectUnderWay {
     fresh_below: u16,
     fresh_above: u16,
     epoch: u32,
+    /// Whether a clear opened the epoch.
+    cleared: u32,
+    padding: u32,
 }
 
 #[inline(always)]
@@ -49,7 +55,7 @@ pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
         return;
     };
     // SAFETY: the verifier proves that `tracked` is a map value.
-    let (birth, epoch) = unsafe { ((*tracked).birth, (*tracked).epoch) };
+    let (birth, epoch, origin) = unsafe { ((*tracked).birth, (*tracked).epoch, (*tracked).origin) };
     stage(Stage::MprotectEntry);
     let before = state_of(vma);
 
@@ -72,6 +78,8 @@ pub fn entry(vma: u64, pprev: u64, start: u64, end: u64, newflags: u64) {
         fresh_below: u16::from(fresh_below),
         fresh_above: u16::from(fresh_above),
         epoch,
+        cleared: u32::from(epoch > 1 || origin == ORIGIN_CLEAR),
+        padding: 0,
     };
     if MPROTECTS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
         stage(Stage::MprotectsFull);
@@ -170,6 +178,16 @@ pub fn returned(result: i32) {
     if !is_armed(after.flags) {
         return;
     }
+    calls::protected(call.birth, call.epoch, call.start, call.end, call.newflags);
+    audit::whole_vma(&Site {
+        vma,
+        key,
+        end: after.end,
+        epoch: call.epoch,
+        reader: Reader::Mprotect as u32,
+        cleared: call.cleared,
+        padding: 0,
+    });
     if let Some(row) = rows::get(rows::find_or_create(&key, vma)) {
         // SAFETY: the verifier proves that `row` is a map value; mmap_lock is held for writing.
         unsafe {

@@ -1,8 +1,9 @@
 //! Finding and creating the row of a VMA state.
 
+use tracer_common::audit::VmaFacts;
 use tracer_common::classify::VmaKind;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{SB_KERNMOUNT, TMPFS_MAGIC};
+use tracer_common::flags::{SB_KERNMOUNT, TMPFS_MAGIC, VM_SHARED};
 use tracer_common::table::{VmaKey, VmaRow};
 
 use crate::layout::*;
@@ -48,7 +49,8 @@ fn create(key: &VmaKey, vma: u64) -> u32 {
         (*row).end = Probed::u64(vma, VMA_END.load());
         (*row).inode = backing.inode;
         (*row).device = backing.device;
-        (*row).kind = VmaKind::of(key.flags, backing.has_ops, backing.kernel_tmpfs) as u32;
+        (*row).kind = backing.kind(key.flags);
+        (*row).offset = Probed::u64(vma, VMA_OFFSET.load());
         // The key last: the daemon takes a row with a birth for a row in use.
         (*row).key = *key;
     }
@@ -75,6 +77,30 @@ pub fn get(number: u32) -> Option<*mut VmaRow> {
     ROWS.get_ptr_mut(number)
 }
 
+/// Everything about a VMA that a finding in it tells.
+#[inline(always)]
+pub fn facts_of(key: VmaKey, end: u64, vma: u64) -> VmaFacts {
+    let backing = Backing::of(vma);
+    VmaFacts {
+        key,
+        end,
+        offset: Probed::u64(vma, VMA_OFFSET.load()),
+        inode: backing.inode,
+        device: backing.device,
+        kind: backing.kind(key.flags),
+    }
+}
+
+/// Shared mappings of the file that a VMA maps (`i_mmap_writable`), this one included; 0 for a private VMA.
+#[inline(always)]
+pub fn shared_mappings(flags: u64, vma: u64) -> u32 {
+    if flags & VM_SHARED == 0 {
+        return 0;
+    }
+    let mapping = Probed::u64(Probed::u64(vma, VMA_FILE.load()), FILE_MAPPING.load());
+    Probed::u32(mapping, MAPPING_WRITABLE.load())
+}
+
 /// What a VMA maps.
 struct Backing {
     has_ops: bool,
@@ -84,6 +110,11 @@ struct Backing {
 }
 
 impl Backing {
+    #[inline(always)]
+    fn kind(&self, flags: u64) -> u32 {
+        VmaKind::of(flags, self.has_ops, self.kernel_tmpfs) as u32
+    }
+
     #[inline(always)]
     fn of(vma: u64) -> Self {
         let file = Probed::u64(vma, VMA_FILE.load());

@@ -23,6 +23,10 @@ struct Filter {
     tracked: UnsafeCell<u64>,
     /// Noted faults that have not returned: while it is 0 the return of a fault costs one load.
     under_way: UnsafeCell<u64>,
+    /// Clears between their entry and their return.
+    clears: UnsafeCell<u64>,
+    /// 1 from the first time that a tracked address space moved pages.
+    moved: UnsafeCell<u64>,
     /// Address of this structure, for programs that the verifier does not let compute with it.
     address: UnsafeCell<u64>,
     /// Tracked address spaces by a few bits of their address. A cell of 0 proves that none is meant.
@@ -36,6 +40,8 @@ unsafe impl Sync for Filter {}
 static FILTER: Filter = Filter {
     tracked: UnsafeCell::new(0),
     under_way: UnsafeCell::new(0),
+    clears: UnsafeCell::new(0),
+    moved: UnsafeCell::new(0),
     address: UnsafeCell::new(0),
     cells: [const { UnsafeCell::new(0) }; CELLS],
 };
@@ -87,6 +93,39 @@ pub fn any_fault_under_way() -> bool {
 #[inline(always)]
 pub fn fault_enters() {
     add(FILTER.under_way.get(), 1);
+}
+
+/// Whether any clear is under way.
+#[inline(always)]
+pub fn any_clear() -> bool {
+    // SAFETY: a plain load of a word that is only changed by atomic additions.
+    unsafe { core::ptr::read_volatile(FILTER.clears.get()) != 0 }
+}
+
+/// A clear has entered.
+#[inline(always)]
+pub fn clear_enters() {
+    add(FILTER.clears.get(), 1);
+}
+
+/// A clear has returned.
+#[inline(always)]
+pub fn clear_returns() {
+    add(FILTER.clears.get(), 1u64.wrapping_neg());
+}
+
+/// Whether any tracked address space has ever moved pages.
+#[inline(always)]
+pub fn anything_moved() -> bool {
+    // SAFETY: a plain load of a word of ours.
+    unsafe { core::ptr::read_volatile(FILTER.moved.get()) != 0 }
+}
+
+/// A tracked address space has moved pages.
+#[inline(always)]
+pub fn note_move() {
+    // SAFETY: a plain store to a word of ours, always of the same value.
+    unsafe { core::ptr::write_volatile(FILTER.moved.get(), 1) };
 }
 
 /// A noted fault has returned.

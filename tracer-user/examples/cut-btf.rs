@@ -39,7 +39,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let resolve = |btf, symbols: &str| -> Result<Layout, Box<dyn Error>> {
         Ok(Layout::resolve(
             btf,
-            Some(&Symbols::parse(symbols.as_bytes(), wanted.iter().copied())?),
+            Some(&Symbols::parse(
+                symbols.as_bytes(),
+                wanted.iter().copied(),
+                Layout::wanted_variables(),
+            )?),
         )?)
     };
     let layout = resolve(&cut, &symbols)?;

@@ -147,6 +147,15 @@ pub struct Keep {
         value_parser = clap::value_parser!(u32).range(256..=1_048_576)
     )]
     pub max_vmas: u32,
+    /// Pieces of 2 MiB in which writes of the present epochs can be noted; about 1170 bytes of kernel memory each, so
+    /// 585 KiB for each GiB that is written all over. An epoch in which they run out is not trusted.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = probes::Limits::default().page_records,
+        value_parser = clap::value_parser!(u32).range(64..=1_048_576)
+    )]
+    pub max_page_records: u32,
 }
 
 /// What to do with the configuration file.

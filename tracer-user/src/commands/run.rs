@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
         limits: probes::Limits {
             address_spaces: arguments.keep.max_address_spaces,
             rows: arguments.keep.max_vmas,
+            page_records: arguments.keep.max_page_records,
         },
         probe_log_level: probe_log_level(arguments.log_level),
     };

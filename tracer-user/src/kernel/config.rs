@@ -274,7 +274,7 @@ CONFIG_DEBUG_INFO_BTF=m
     }
 
     fn symbols(text: &str) -> Symbols {
-        Symbols::parse(text.as_bytes(), wanted_symbols()).unwrap()
+        Symbols::parse(text.as_bytes(), wanted_symbols(), []).unwrap()
     }
 
     #[test]

@@ -36,24 +36,30 @@ pub struct Symbol {
 #[derive(Debug, Clone, Default)]
 pub struct Symbols {
     found: HashMap<String, Symbol>,
+    variables: HashMap<String, Option<u64>>,
     functions_seen: usize,
     addresses_seen: bool,
 }
 
 impl Symbols {
     /// Reads a symbol list and keeps the functions of the kernel proper (not of modules) that have one of the
-    /// `wanted` names, or are clones of one.
+    /// `wanted` names, or are clones of one, and the addresses of the wanted `variables`.
     ///
     /// # Errors
     /// If reading fails, or at the first line that is not a symbol.
     pub fn parse<'n>(
         mut reader: impl BufRead,
         wanted: impl IntoIterator<Item = &'n str>,
+        variables: impl IntoIterator<Item = &'n str>,
     ) -> Result<Self, KallsymsError> {
         let mut symbols = Self {
             found: wanted
                 .into_iter()
                 .map(|name| (name.to_owned(), Symbol::default()))
+                .collect(),
+            variables: variables
+                .into_iter()
+                .map(|name| (name.to_owned(), None))
                 .collect(),
             ..Self::default()
         };
@@ -74,6 +80,12 @@ impl Symbols {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Symbol> {
         self.found.get(name)
+    }
+
+    /// The address of a wanted variable; `None` if there is none, or if addresses are hidden.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<u64> {
+        self.variables.get(name).copied().flatten()
     }
 
     /// Whether the kernel showed every address as zero, as it does to readers without `CAP_SYSLOG`
@@ -99,6 +111,15 @@ impl Symbols {
             return None;
         }
         let is_of_module = fields.next().is_some();
+        // Of any class: what is read-only after the start is listed as text by newer kernels.
+        if !is_of_module
+            && let Some(variable) = std::str::from_utf8(name)
+                .ok()
+                .and_then(|name| self.variables.get_mut(name))
+        {
+            let address = u64::from_str_radix(std::str::from_utf8(address).ok()?, 16).ok()?;
+            *variable = Some(address).filter(|&address| address != 0);
+        }
         if !matches!(class, b't' | b'T' | b'w' | b'W') || is_of_module {
             return Some(());
         }
@@ -153,8 +174,10 @@ ffffffff81700040 t twice
         "begin_new_exec",
     ];
 
+    const VARIABLES: [&str; 3] = ["page_offset_base", "huge_zero_pfn", "sme_me_mask"];
+
     fn parse(text: &str) -> Symbols {
-        Symbols::parse(text.as_bytes(), WANTED).unwrap()
+        Symbols::parse(text.as_bytes(), WANTED, VARIABLES).unwrap()
     }
 
     #[test]
@@ -182,6 +205,18 @@ ffffffff81700040 t twice
             (only_clone.count, only_clone.clones.as_slice()),
             (0, &["mprotect_fixup.isra.0".to_owned()][..])
         );
+    }
+
+    #[test]
+    fn variables_have_addresses_whatever_their_class_and_only_of_the_kernel_proper() {
+        let symbols = parse(
+            "ffffffff83000000 D page_offset_base\nffffffff83000008 T huge_zero_pfn\n\
+             ffffffffc0000000 d sme_me_mask\t[some_module]\n",
+        );
+        assert_eq!(symbols.variable("page_offset_base"), Some(0xffff_ffff_8300_0000));
+        assert_eq!(symbols.variable("huge_zero_pfn"), Some(0xffff_ffff_8300_0008));
+        assert_eq!(symbols.variable("sme_me_mask"), None);
+        assert_eq!(parse("0000000000000000 D page_offset_base\n").variable("page_offset_base"), None);
     }
 
     #[test]
@@ -219,7 +254,7 @@ ffffffff81700040 t twice
             "",
         ] {
             let text = format!("ffffffff815fb320 t do_wp_page\n{bad}\n");
-            let error = Symbols::parse(text.as_bytes(), WANTED).unwrap_err();
+            let error = Symbols::parse(text.as_bytes(), WANTED, VARIABLES).unwrap_err();
             assert!(
                 matches!(error, KallsymsError::Line { number: 2 }),
                 "{bad}: {error}"

@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         let read = File::open(self.path(LIST))
             .map_err(|error| error.to_string())
             .and_then(|file| {
-                Symbols::parse(BufReader::new(file), config::wanted_symbols())
+                Symbols::parse(BufReader::new(file), config::wanted_symbols(), [])
                     .map_err(|error| error.to_string())
             });
         read.map_err(|error| self.unreadable.push(format!("{LIST}: {error}")))

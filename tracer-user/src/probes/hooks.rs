@@ -133,6 +133,164 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // Names the migration race.
+        target: "remove_migration_pte",
+        required: false,
+        fentry: &[program!("remove_migration_pte_fentry", Entry)],
+        kprobe: &[program!("remove_migration_pte_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names shared memory that reclaim takes out of the page table.
+        target: "try_to_unmap_one",
+        required: false,
+        fentry: &[program!("try_to_unmap_one_fentry", Entry)],
+        kprobe: &[program!("try_to_unmap_one_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names KSM; absent without CONFIG_KSM.
+        target: "try_to_merge_one_page",
+        required: false,
+        fentry: &[program!("try_to_merge_one_page_fentry", Entry)],
+        kprobe: &[program!("try_to_merge_one_page_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names the split of a huge page.
+        target: "__split_huge_pmd",
+        required: false,
+        fentry: &[program!("split_huge_pmd_fentry", Entry)],
+        kprobe: &[program!("split_huge_pmd_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names the collapse of shared memory into a huge page.
+        target: "collapse_pte_mapped_thp",
+        required: false,
+        fentry: &[program!("collapse_pte_mapped_thp_fentry", Entry)],
+        kprobe: &[program!("collapse_pte_mapped_thp_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names uprobes, and is the only one to see that they write.
+        target: "uprobe_write_opcode",
+        required: false,
+        fentry: &[program!("uprobe_write_opcode_fexit", Return), program!("uprobe_write_opcode_fentry", Entry)],
+        kprobe: &[program!("uprobe_write_opcode_kretprobe", Return), program!("uprobe_write_opcode_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names what is thrown away, and what is not.
+        target: "do_madvise",
+        required: false,
+        fentry: &[program!("do_madvise_fexit", Return), program!("do_madvise_fentry", Entry)],
+        kprobe: &[program!("do_madvise_kretprobe", Return), program!("do_madvise_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Tells where pages were moved to.
+        target: "__x64_sys_mremap",
+        required: false,
+        fentry: &[program!("sys_mremap_fexit", Return), program!("sys_mremap_fentry", Entry)],
+        kprobe: &[program!("sys_mremap_kretprobe", Return), program!("sys_mremap_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names what userfaultfd puts into place or moves.
+        target: "userfaultfd_ioctl",
+        required: false,
+        fentry: &[program!("userfaultfd_ioctl_fexit", Return), program!("userfaultfd_ioctl_fentry", Entry)],
+        kprobe: &[program!("userfaultfd_ioctl_kretprobe", Return), program!("userfaultfd_ioctl_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names holes in files.
+        target: "unmap_mapping_range",
+        required: false,
+        fentry: &[program!("unmap_mapping_range_fentry", Entry)],
+        kprobe: &[program!("unmap_mapping_range_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Which pages were written. Every fault of the machine comes by.
+        target: "handle_mm_fault",
+        required: false,
+        fentry: &[program!("handle_mm_fault_fexit", Return)],
+        kprobe: &[program!("handle_mm_fault_kretprobe", Return), program!("handle_mm_fault_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[
+            ("ARG_HANDLE_MM_FAULT_VMA", 0),
+            ("ARG_HANDLE_MM_FAULT_ADDRESS", 1),
+            ("ARG_HANDLE_MM_FAULT_FLAGS", 2),
+            ("ARGS_HANDLE_MM_FAULT", 4),
+        ],
+    },
+    Hook {
+        // Tells a clear which VMAs were fresh.
+        target: "vma_set_page_prot",
+        required: false,
+        fentry: &[program!("vma_set_page_prot_fentry", Entry)],
+        kprobe: &[program!("vma_set_page_prot_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The audit before the clear.
+        target: "clear_refs_pte_range",
+        required: false,
+        fentry: &[program!("clear_refs_pte_range_fentry", Entry)],
+        kprobe: &[program!("clear_refs_pte_range_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The audit when a tracker is told.
+        target: "pagemap_pmd_range",
+        required: false,
+        fentry: &[program!("pagemap_pmd_range_fentry", Entry)],
+        kprobe: &[program!("pagemap_pmd_range_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same where a whole page table is missing.
+        target: "pagemap_pte_hole",
+        required: false,
+        fentry: &[program!("pagemap_pte_hole_fentry", Entry)],
+        kprobe: &[program!("pagemap_pte_hole_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same for PAGEMAP_SCAN.
+        target: "pagemap_scan_pmd_entry",
+        required: false,
+        fentry: &[program!("pagemap_scan_pmd_entry_fentry", Entry)],
+        kprobe: &[program!("pagemap_scan_pmd_entry_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same where a whole page table is missing.
+        target: "pagemap_scan_pte_hole",
+        required: false,
+        fentry: &[program!("pagemap_scan_pte_hole_fentry", Entry)],
+        kprobe: &[program!("pagemap_scan_pte_hole_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         target: "clear_refs_write",
         required: true,
         fentry: &[

@@ -8,6 +8,7 @@ mod hooks;
 mod mapped;
 pub mod missed;
 pub mod object;
+mod pages;
 mod rows;
 pub mod self_test;
 pub mod self_test_child;
@@ -35,6 +36,7 @@ pub use self::filters::Filters;
 use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
 use self::missed::MissedRuns;
+pub use self::pages::PageRecords;
 pub use self::rows::Rows;
 use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
 use crate::kernel::layout::{Layout, LayoutError, OverrideError};
@@ -46,6 +48,9 @@ pub struct Limits {
     pub address_spaces: u32,
     /// VMA states; each takes 320 bytes and about 100 in the index.
     pub rows: u32,
+    /// Records of pages, one for each 2 MiB of an address space in which anything was written in an epoch; each
+    /// takes 1,088 bytes and about 80 in the index.
+    pub page_records: u32,
 }
 
 impl Default for Limits {
@@ -53,6 +58,7 @@ impl Default for Limits {
         Self {
             address_spaces: 8192,
             rows: 16384,
+            page_records: 8192,
         }
     }
 }
@@ -144,6 +150,7 @@ pub struct Probes {
     verdicts: Vec<ProbeVerdict>,
     counters: Counters,
     rows: Rows,
+    pages: PageRecords,
     records: RingBuf<MapData>,
     /// What the programs say on rare occasions; `None` unless asked for.
     log: Option<EbpfLogger<&'static dyn Log>>,
@@ -202,6 +209,7 @@ impl Probes {
         let cpus = object::possible_cpus().map_err(|error| StartError::Other(error.into()))?;
         let mut object = object::load(layout, options, cpus)?;
         let rows = Rows::take(&mut object, options.limits.rows)?;
+        let pages = PageRecords::take(&mut object, options.limits.page_records)?;
         let log = if options.probe_log_level > 0 {
             Some(EbpfLogger::init(&mut object).context("the programs' log cannot be read")?)
         } else {
@@ -217,6 +225,7 @@ impl Probes {
         Ok(Self {
             counters: Counters::new(counters),
             rows,
+            pages,
             log,
             records: RingBuf::try_from(map("RECORDS")?).map_err(other)?,
             settings: Array::try_from(map("SETTINGS")?).map_err(other)?,
@@ -255,6 +264,17 @@ impl Probes {
     /// The table of VMA states, to retire and recycle rows.
     pub fn rows_mut(&mut self) -> &mut Rows {
         &mut self.rows
+    }
+
+    /// The records of pages, to give back what is old.
+    pub fn pages_mut(&mut self) -> &mut PageRecords {
+        &mut self.pages
+    }
+
+    /// The records of pages.
+    #[must_use]
+    pub fn pages(&self) -> &PageRecords {
+        &self.pages
     }
 
     /// Who the programs think we are.

@@ -36,7 +36,7 @@ pub fn resolve_layout() -> Result<Layout, StartError> {
     // Without symbols a function counts as present if BTF has it; attaching then tells.
     let symbols = File::open("/proc/kallsyms")
         .ok()
-        .and_then(|file| Symbols::parse(BufReader::new(file), Layout::wanted_functions()).ok());
+        .and_then(|file| Symbols::parse(BufReader::new(file), Layout::wanted_functions(), Layout::wanted_variables()).ok());
     let mut layout = Layout::resolve(&bytes, symbols.as_ref()).map_err(StartError::Layout)?;
     if let Ok(list) = std::env::var(LAYOUT_OVERRIDE) {
         layout.apply_overrides(&list).map_err(StartError::Override)?;
@@ -77,6 +77,9 @@ pub fn load(layout: &Layout, options: &ProbeOptions, cpus: u32) -> Result<Ebpf, 
     loader.map_max_entries("TRACKED", options.limits.address_spaces);
     for rows in ["ROW_INDEX", "ROWS", "FREE_ROWS"] {
         loader.map_max_entries(rows, options.limits.rows);
+    }
+    for chunks in ["CHUNK_INDEX", "CHUNKS", "FREE_CHUNKS"] {
+        loader.map_max_entries(chunks, options.limits.page_records);
     }
     loader.map_max_entries("COUNTERS", cpus * STRIP);
     loader

@@ -89,7 +89,7 @@ impl FunctionLayout {
                 bytes: wide.size,
             };
         }
-        let is_missing = |name: &str| parameters.iter().all(|parameter| parameter.name != name);
+        let is_missing = |names: &str| parameters.iter().all(|parameter| !is_one_of(&parameter.name, names));
         match wanted
             .parameters
             .iter()
@@ -116,7 +116,7 @@ impl FunctionLayout {
     #[must_use]
     pub fn position(&self, parameter: &str) -> u32 {
         self.parameters()
-            .and_then(|parameters| parameters.iter().position(|found| found.name == parameter))
+            .and_then(|parameters| parameters.iter().position(|found| is_one_of(&found.name, parameter)))
             .and_then(|position| u32::try_from(position).ok())
             .unwrap_or(ABSENT)
     }
@@ -173,6 +173,11 @@ impl fmt::Display for FunctionLayout {
             Self::Unreadable { why } => write!(formatter, "{why}"),
         }
     }
+}
+
+/// Whether `name` is one of the alternatives that `|` divides.
+fn is_one_of(name: &str, alternatives: &str) -> bool {
+    alternatives.split('|').any(|alternative| alternative == name)
 }
 
 fn shown(parameter: &Parameter) -> String {

@@ -94,7 +94,7 @@ impl Layout {
         for entry in GLOBALS {
             layout.globals.push(Global {
                 name: entry.name,
-                value: resolve_entry(&btf, entry)?,
+                value: resolve_entry(&btf, symbols, entry)?,
             });
         }
         for function in FUNCTIONS {
@@ -118,6 +118,15 @@ impl Layout {
     /// The functions whose symbols [`Layout::resolve`] wants, for [`Symbols::parse`].
     pub fn wanted_functions() -> impl Iterator<Item = &'static str> {
         FUNCTIONS.iter().map(|function| function.name)
+    }
+
+    /// The variables whose addresses [`Layout::resolve`] wants, for [`Symbols::parse`].
+    pub fn wanted_variables() -> impl Iterator<Item = &'static str> {
+        GLOBALS
+            .iter()
+            .filter(|entry| matches!(entry.kind, Kind::Address))
+            .flat_map(|entry| entry.sources)
+            .copied()
     }
 
     /// Every global of the eBPF object that is overridden at load, with its value for this kernel.
@@ -168,7 +177,11 @@ impl fmt::Display for Layout {
 
 /// Every member path, struct and enumerator that the tables name.
 fn sources() -> impl Iterator<Item = &'static str> {
-    GLOBALS.iter().flat_map(|entry| entry.sources).copied()
+    GLOBALS
+        .iter()
+        .filter(|entry| !matches!(entry.kind, Kind::Address))
+        .flat_map(|entry| entry.sources)
+        .copied()
 }
 
 /// Every name that has to be found while the BTF is gone over.
@@ -188,12 +201,16 @@ pub(super) fn wanted_paths() -> impl Iterator<Item = &'static str> {
         .copied()
 }
 
-fn resolve_entry(btf: &Btf<'_>, entry: &'static Entry) -> Result<GlobalValue, LayoutError> {
+fn resolve_entry(btf: &Btf<'_>, symbols: Option<&Symbols>, entry: &'static Entry) -> Result<GlobalValue, LayoutError> {
     let found = match entry.kind {
         Kind::Member { size } => find_member(btf, entry.sources, size)?,
         Kind::StructSize => find_first(entry.sources, |name| Ok(btf.struct_size(name)?.map(u64::from)))?,
         Kind::Mask => find_mask(btf, entry.sources)?,
         Kind::Bit => find_first(entry.sources, |name| find_bit(btf, name))?,
+        Kind::Address => entry
+            .sources
+            .iter()
+            .find_map(|name| symbols?.variable(name)),
     };
     let what = entry.sources[0];
     let value = match (found, entry.fallback, entry.kind) {

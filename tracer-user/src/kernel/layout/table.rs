@@ -15,6 +15,8 @@ pub(super) enum Kind {
     Mask,
     /// A mask with one bit, whose number is the value of the first of these enumerators that exists.
     Bit,
+    /// The address of the first of these variables that exists, from the kernel's symbols.
+    Address,
 }
 
 /// What a global is when the kernel does not have its source.
@@ -50,6 +52,7 @@ pub(super) struct Function {
 /// One argument that the programs read.
 #[derive(Debug)]
 pub(super) struct WantedParameter {
+    /// Its name; alternatives are divided by `|`.
     pub name: &'static str,
     pub global: &'static str,
     /// Whether the probe is of no use without it.
@@ -89,6 +92,14 @@ const fn vma_flag(name: &'static str, enumerator: &'static [&'static str], defin
     }
 }
 
+/// The address of a variable of the kernel; 0 where it has none or hides it.
+const fn variable(name: &'static str, symbols: &'static [&'static str]) -> Entry {
+    Entry {
+        wide: true,
+        ..required(name, Kind::Address, symbols).or(0)
+    }
+}
+
 impl Entry {
     /// [`ABSENT`] where the kernel has no such member.
     const fn optional(self) -> Self {
@@ -124,6 +135,7 @@ pub(super) const GLOBALS: &[Entry] = &[
             "vm_area_struct.flags",
         ],
     ),
+    offset("VMA_OFFSET", 8, &["vm_area_struct.vm_pgoff"]),
     offset("VMA_OPS", 8, &["vm_area_struct.vm_ops"]),
     offset("VMA_FILE", 8, &["vm_area_struct.vm_file"]),
     // The list of VMAs gave way to the maple tree in 6.1.
@@ -131,6 +143,12 @@ pub(super) const GLOBALS: &[Entry] = &[
     offset("MM_WALK_MM", 8, &["mm_walk.mm"]),
     offset("MM_WALK_VMA", 8, &["mm_walk.vma"]),
     offset("MM_WALK_PRIVATE", 8, &["mm_walk.private"]),
+    offset("MM_PGD", 8, &["mm_struct.pgd"]),
+    offset("MM_PINNED_VM", 8, &["mm_struct.pinned_vm"]),
+    // Where a page keeps its place in its mapping; renamed in 6.16 for the way to struct folio.
+    offset("PAGE_INDEX", 8, &["page.index", "page.__folio_index"]),
+    // Only with CONFIG_USERFAULTFD.
+    offset("USERFAULTFD_MM", 8, &["userfaultfd_ctx.mm"]).optional(),
     // Only with CONFIG_MEMCG.
     offset("MM_OWNER", 8, &["mm_struct.owner"]).optional(),
     offset("TASK_MM", 8, &["task_struct.mm"]),
@@ -163,6 +181,10 @@ pub(super) const GLOBALS: &[Entry] = &[
     offset("PROC_INODE_PID", 8, &["proc_inode.pid"]),
     place("PROC_INODE_VFS_INODE", &["proc_inode.vfs_inode"]),
     offset("FILE_INODE", 8, &["file.f_inode"]),
+    offset("FILE_MAPPING", 8, &["file.f_mapping"]),
+    offset("MAPPING_HOST", 8, &["address_space.host"]),
+    offset("MAPPING_WRITABLE", 4, &["address_space.i_mmap_writable"]),
+    place("MAPPING_VMAS", &["address_space.i_mmap"]),
     offset("FILE_PRIVATE_DATA", 8, &["file.private_data"]),
     offset("INODE_SB", 8, &["inode.i_sb"]),
     offset("INODE_NUMBER", 8, &["inode.i_ino"]),
@@ -191,6 +213,12 @@ pub(super) const GLOBALS: &[Entry] = &[
     // Since 5.19 and 6.4; older kernels never set them.
     mask("FLAG_UNSHARE", &["FAULT_FLAG_UNSHARE"]).or(0),
     mask("FLAG_VMA_LOCK", &["FAULT_FLAG_VMA_LOCK"]).or(0),
+    variable("PAGE_OFFSET_BASE", &["page_offset_base"]),
+    variable("MEMORY_ENCRYPTION_MASK", &["sme_me_mask"]),
+    // Without it the kernel has four levels of page tables only.
+    variable("PGDIR_SHIFT", &["pgdir_shift"]),
+    variable("HUGE_ZERO_PFN", &["huge_zero_pfn"]),
+    variable("AIO_RING_VM_OPS", &["aio_ring_vm_ops"]),
     vma_flag("VM_READ_MASK", &["VMA_READ_BIT"], 0x0000_0001),
     vma_flag("VM_WRITE_MASK", &["VMA_WRITE_BIT"], 0x0000_0002),
     vma_flag("VM_SHARED_MASK", &["VMA_SHARED_BIT"], 0x0000_0008),
@@ -291,6 +319,153 @@ pub(super) const FUNCTIONS: &[Function] = &[
             needs("ARG_PAGEMAP_READ_BUF", "buf"),
             needs("ARG_PAGEMAP_READ_COUNT", "count"),
             needs("ARG_PAGEMAP_READ_PPOS", "ppos"),
+        ],
+    ),
+    function(
+        "clear_refs_pte_range",
+        "ARGS_CLEAR_REFS_PTE_RANGE",
+        &[
+            needs("ARG_CLEAR_REFS_PTE_RANGE_PMD", "pmd"),
+            needs("ARG_CLEAR_REFS_PTE_RANGE_ADDR", "addr"),
+            needs("ARG_CLEAR_REFS_PTE_RANGE_END", "end"),
+            needs("ARG_CLEAR_REFS_PTE_RANGE_WALK", "walk"),
+        ],
+    ),
+    function(
+        "pagemap_pmd_range",
+        "ARGS_PAGEMAP_PMD_RANGE",
+        &[
+            needs("ARG_PAGEMAP_PMD_RANGE_PMD", "pmdp|pmd"),
+            needs("ARG_PAGEMAP_PMD_RANGE_ADDR", "addr"),
+            needs("ARG_PAGEMAP_PMD_RANGE_END", "end"),
+            needs("ARG_PAGEMAP_PMD_RANGE_WALK", "walk"),
+        ],
+    ),
+    function(
+        "pagemap_pte_hole",
+        "ARGS_PAGEMAP_PTE_HOLE",
+        &[
+            needs("ARG_PAGEMAP_PTE_HOLE_START", "start"),
+            needs("ARG_PAGEMAP_PTE_HOLE_END", "end"),
+            needs("ARG_PAGEMAP_PTE_HOLE_WALK", "walk"),
+        ],
+    ),
+    // PAGEMAP_SCAN came with 6.7 (52526ca7fdb9).
+    function(
+        "pagemap_scan_pmd_entry",
+        "ARGS_PAGEMAP_SCAN_PMD_ENTRY",
+        &[
+            needs("ARG_PAGEMAP_SCAN_PMD_ENTRY_PMD", "pmd"),
+            needs("ARG_PAGEMAP_SCAN_PMD_ENTRY_START", "start"),
+            needs("ARG_PAGEMAP_SCAN_PMD_ENTRY_END", "end"),
+            needs("ARG_PAGEMAP_SCAN_PMD_ENTRY_WALK", "walk"),
+        ],
+    ),
+    function(
+        "pagemap_scan_pte_hole",
+        "ARGS_PAGEMAP_SCAN_PTE_HOLE",
+        &[
+            needs("ARG_PAGEMAP_SCAN_PTE_HOLE_START", "addr"),
+            needs("ARG_PAGEMAP_SCAN_PTE_HOLE_END", "end"),
+            needs("ARG_PAGEMAP_SCAN_PTE_HOLE_WALK", "walk"),
+        ],
+    ),
+    function(
+        "handle_mm_fault",
+        "ARGS_HANDLE_MM_FAULT",
+        &[
+            needs("ARG_HANDLE_MM_FAULT_VMA", "vma"),
+            needs("ARG_HANDLE_MM_FAULT_ADDRESS", "address"),
+            needs("ARG_HANDLE_MM_FAULT_FLAGS", "flags"),
+        ],
+    ),
+    function(
+        "vma_set_page_prot",
+        "ARGS_VMA_SET_PAGE_PROT",
+        &[needs("ARG_VMA_SET_PAGE_PROT_VMA", "vma")],
+    ),
+    function(
+        "remove_migration_pte",
+        "ARGS_REMOVE_MIGRATION_PTE",
+        &[
+            needs("ARG_REMOVE_MIGRATION_PTE_VMA", "vma"),
+            needs("ARG_REMOVE_MIGRATION_PTE_ADDR", "addr"),
+        ],
+    ),
+    function(
+        "try_to_unmap_one",
+        "ARGS_TRY_TO_UNMAP_ONE",
+        &[
+            needs("ARG_TRY_TO_UNMAP_ONE_VMA", "vma"),
+            needs("ARG_TRY_TO_UNMAP_ONE_ADDRESS", "address"),
+        ],
+    ),
+    function(
+        "try_to_merge_one_page",
+        "ARGS_TRY_TO_MERGE_ONE_PAGE",
+        &[
+            needs("ARG_TRY_TO_MERGE_ONE_PAGE_VMA", "vma"),
+            needs("ARG_TRY_TO_MERGE_ONE_PAGE_PAGE", "page"),
+        ],
+    ),
+    function(
+        "__split_huge_pmd",
+        "ARGS_SPLIT_HUGE_PMD",
+        &[
+            needs("ARG_SPLIT_HUGE_PMD_VMA", "vma"),
+            needs("ARG_SPLIT_HUGE_PMD_ADDRESS", "address"),
+        ],
+    ),
+    function(
+        "collapse_pte_mapped_thp",
+        "ARGS_COLLAPSE_PTE_MAPPED_THP",
+        &[
+            needs("ARG_COLLAPSE_PTE_MAPPED_THP_MM", "mm"),
+            needs("ARG_COLLAPSE_PTE_MAPPED_THP_ADDR", "addr"),
+        ],
+    ),
+    // (auprobe, mm, vaddr, opcode) up to 6.15, then (auprobe, vma, opcode_vaddr, opcode, is_register).
+    function(
+        "uprobe_write_opcode",
+        "ARGS_UPROBE_WRITE_OPCODE",
+        &[
+            may_have("ARG_UPROBE_WRITE_OPCODE_MM", "mm"),
+            may_have("ARG_UPROBE_WRITE_OPCODE_VMA", "vma"),
+            needs("ARG_UPROBE_WRITE_OPCODE_ADDRESS", "vaddr|opcode_vaddr"),
+        ],
+    ),
+    function(
+        "do_madvise",
+        "ARGS_DO_MADVISE",
+        &[
+            needs("ARG_DO_MADVISE_MM", "mm"),
+            needs("ARG_DO_MADVISE_START", "start"),
+            needs("ARG_DO_MADVISE_LENGTH", "len_in"),
+            needs("ARG_DO_MADVISE_BEHAVIOR", "behavior"),
+        ],
+    ),
+    function(
+        "unmap_mapping_range",
+        "ARGS_UNMAP_MAPPING_RANGE",
+        &[
+            needs("ARG_UNMAP_MAPPING_RANGE_MAPPING", "mapping"),
+            needs("ARG_UNMAP_MAPPING_RANGE_START", "holebegin"),
+            needs("ARG_UNMAP_MAPPING_RANGE_LENGTH", "holelen"),
+        ],
+    ),
+    // The system call has one argument, whose name in BTF depends on the compiler's choice among declarations.
+    function(
+        "__x64_sys_mremap",
+        "ARGS_SYS_MREMAP",
+        &[needs("ARG_SYS_MREMAP_REGS", "regs|__unused")],
+    ),
+    function(
+        "userfaultfd_ioctl",
+        "ARGS_USERFAULTFD_IOCTL",
+        &[
+            needs("ARG_USERFAULTFD_IOCTL_FILE", "file"),
+            needs("ARG_USERFAULTFD_IOCTL_CMD", "cmd"),
+            needs("ARG_USERFAULTFD_IOCTL_ARG", "arg"),
         ],
     ),
 ];

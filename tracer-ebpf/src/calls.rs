@@ -1,0 +1,272 @@
+//! Calls that work on a range of addresses: madvise, mremap, userfaultfd. What they were asked for is kept from
+//! their entry to their return, when it is known whether they did it.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
+use tracer_common::audit::{MOVED_RANGES, Moved, RangeCause, RangeRecord};
+use tracer_common::counters::Stage;
+use tracer_common::pages::{PageCause, tag};
+use tracer_common::records::{Header, Kind, VERSION};
+
+use crate::identity::current;
+use crate::layout::*;
+use crate::maps::{CALLS, MOVED, send, stage};
+use crate::memory::{Memory, Probed};
+use crate::{pages, tracking};
+
+/// A call between its entry and its return.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct CallUnderWay {
+    mm: u64,
+    start: u64,
+    length: u64,
+    from: u64,
+    from_length: u64,
+    cause: u32,
+    detail: u32,
+}
+
+#[inline(always)]
+fn begin(call: &CallUnderWay) {
+    if CALLS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
+        stage(Stage::CallsFull);
+    }
+}
+
+/// The entry of `do_madvise(mm, start, len_in, behavior)`.
+#[inline(always)]
+pub fn madvise(mm: u64, start: u64, length: u64, advice: u32) {
+    if !tracking::anything() || !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    begin(&CallUnderWay {
+        mm,
+        start,
+        length,
+        cause: RangeCause::Advice as u32,
+        detail: advice,
+        ..CallUnderWay::default()
+    });
+}
+
+/// The entry of the system call mremap; `registers` is the caller's `pt_regs` (x86-64).
+#[inline(always)]
+pub fn mremap(registers: u64) {
+    const R10: u32 = 56;
+    const RDX: u32 = 96;
+    const RSI: u32 = 104;
+    const RDI: u32 = 112;
+    if !tracking::anything() {
+        return;
+    }
+    let mm = Probed::u64(current(), TASK_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    begin(&CallUnderWay {
+        mm,
+        start: 0,
+        length: Probed::u64(registers, RDX),
+        from: Probed::u64(registers, RDI),
+        from_length: Probed::u64(registers, RSI),
+        cause: RangeCause::Remap as u32,
+        detail: Probed::u32(registers, R10),
+    });
+}
+
+/// The entry of `userfaultfd_ioctl(file, cmd, arg)`. The numbers of the commands are part of the kernel's
+/// interface (`include/uapi/linux/userfaultfd.h`); only their lowest byte tells them apart.
+#[inline(always)]
+pub fn userfault(file: u64, command: u32, argument: u64) {
+    const UFFDIO_ZEROPAGE: u32 = 0x04;
+    const UFFDIO_MOVE: u32 = 0x05;
+    if !tracking::anything() {
+        return;
+    }
+    let mm = Probed::u64(Probed::u64(file, FILE_PRIVATE_DATA.load()), USERFAULTFD_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    let mut words = [0u64; 3];
+    // SAFETY: the helper checks the address and writes as many bytes as `words` has.
+    let error = unsafe { bpf_probe_read_user(words.as_mut_ptr().cast(), 24, argument as *const _) };
+    if error != 0 {
+        return;
+    }
+    let call = match command & 0xff {
+        // struct uffdio_zeropage: start, len
+        UFFDIO_ZEROPAGE => CallUnderWay {
+            mm,
+            start: words[0],
+            length: words[1],
+            cause: RangeCause::UserfaultZero as u32,
+            ..CallUnderWay::default()
+        },
+        // struct uffdio_move: dst, src, len
+        UFFDIO_MOVE => CallUnderWay {
+            mm,
+            start: words[0],
+            length: words[2],
+            from: words[1],
+            from_length: words[2],
+            cause: RangeCause::UserfaultMove as u32,
+            ..CallUnderWay::default()
+        },
+        _ => return,
+    };
+    begin(&call);
+}
+
+/// [`CallUnderWay::cause`]: a breakpoint is written; no [`RangeCause`] has this number.
+const BREAKPOINT: u32 = 100;
+
+/// The entry of `uprobe_write_opcode(auprobe, mm or vma, address, …)`.
+#[inline(always)]
+pub fn breakpoint(mm_or_vma: u64, is_vma: bool, address: u64) {
+    if !tracking::anything() {
+        return;
+    }
+    let mm = if is_vma {
+        Probed::u64(mm_or_vma, VMA_MM.load())
+    } else {
+        mm_or_vma
+    };
+    if tracking::perhaps::<Probed>(mm) {
+        begin(&CallUnderWay {
+            mm,
+            start: address,
+            cause: BREAKPOINT,
+            ..CallUnderWay::default()
+        });
+    }
+}
+
+/// The return of any of them.
+#[inline(always)]
+pub fn returned(answer: i64) {
+    if !tracking::anything() {
+        return;
+    }
+    let thread = bpf_get_current_pid_tgid();
+    let Some(found) = CALLS.get_ptr(thread) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `found` is a map value.
+    let mut call = unsafe { *found };
+    let _ = CALLS.remove(thread);
+    let Some(tracked) = tracking::get(call.mm) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe { ((*tracked).birth, (*tracked).epoch) };
+    if call.cause == BREAKPOINT {
+        if answer as i32 == 0 {
+            // The kernel wrote the page without a fault of the process.
+            pages::mark_cause(call.mm, call.start, false, PageCause::Uprobe as u32);
+            pages::mark_written(birth, call.start, false, epoch, tag(epoch));
+        }
+        return;
+    }
+    // madvise may have done a part when it fails, and then nobody else tells of it.
+    let failed = (-4095..0).contains(&answer);
+    if failed && call.cause != RangeCause::Advice as u32 {
+        return;
+    }
+    if call.cause == RangeCause::Remap as u32 {
+        call.start = answer as u64;
+        if call.start != call.from {
+            let length = if call.length < call.from_length {
+                call.length
+            } else {
+                call.from_length
+            };
+            moved(birth, epoch, call.start, call.start.wrapping_add(length));
+        }
+    }
+    send_range(birth, epoch, &call);
+}
+
+#[inline(always)]
+fn send_range(birth: u64, epoch: u32, call: &CallUnderWay) {
+    send(&RangeRecord {
+        header: Header {
+            kind: Kind::Range as u16,
+            version: VERSION,
+            size: size_of::<RangeRecord>() as u32,
+            // SAFETY: the helper has no preconditions.
+            time_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        birth,
+        start: call.start,
+        length: call.length,
+        from: call.from,
+        from_length: call.from_length,
+        epoch,
+        cause: call.cause,
+        detail: call.detail,
+        initial_tid: bpf_get_current_pid_tgid() as u32,
+    });
+}
+
+/// A successful mprotect of an armed VMA.
+#[inline(always)]
+pub fn protected(birth: u64, epoch: u32, start: u64, end: u64, newflags: u64) {
+    let call = CallUnderWay {
+        start,
+        length: end.wrapping_sub(start),
+        cause: RangeCause::Protect as u32,
+        detail: newflags as u32,
+        ..CallUnderWay::default()
+    };
+    send_range(birth, epoch, &call);
+}
+
+/// `unmap_mapping_range(mapping, holebegin, holelen, even_cows)`: a range of a file loses its pages. Nothing is
+/// said of a file that nobody maps.
+#[inline(always)]
+pub fn file_hole(mapping: u64, start: u64, length: u64) {
+    if !tracking::anything() || Probed::u64(mapping, MAPPING_VMAS.load()) == 0 {
+        return;
+    }
+    let inode = Probed::u64(mapping, MAPPING_HOST.load());
+    let superblock = Probed::u64(inode, INODE_SB.load());
+    let call = CallUnderWay {
+        start,
+        length,
+        from: Probed::u64(inode, INODE_NUMBER.load()),
+        from_length: u64::from(Probed::u32(superblock, SUPER_DEV.load())),
+        cause: RangeCause::FileHole as u32,
+        ..CallUnderWay::default()
+    };
+    send_range(0, 0, &call);
+}
+
+/// Remembers where pages were moved to. `mmap_lock` was held for writing, so two moves of one address space do
+/// not come here at the same time but for the time between its release and the return of the call.
+#[inline(always)]
+fn moved(birth: u64, epoch: u32, start: u64, end: u64) {
+    let fresh = Moved::default();
+    if MOVED.get_ptr(birth).is_none() && MOVED.insert(birth, fresh, 0).is_err() {
+        stage(Stage::MovedFull);
+        return;
+    }
+    let Some(moved) = MOVED.get_ptr_mut(birth) else { return };
+    // SAFETY: the verifier proves that `moved` is a map value.
+    let moved = unsafe { &mut *moved };
+    if moved.epoch != epoch {
+        moved.count = 0;
+        for range in 0..MOVED_RANGES {
+            moved.ranges[range] = [0, 0];
+        }
+        moved.epoch = epoch;
+    }
+    let slot = moved.count;
+    moved.count = slot + 1;
+    if slot >= MOVED_RANGES as u32 {
+        stage(Stage::MovedFull);
+        return;
+    }
+    moved.ranges[slot as usize & (MOVED_RANGES - 1)] = [start, end];
+    tracking::note_move();
+}

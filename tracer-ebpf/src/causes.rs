@@ -1,0 +1,41 @@
+//! Hooks on what works on page-table entries one by one: they mark the page, so that a finding there has a name.
+
+use tracer_common::pages::PageCause;
+
+use crate::layout::*;
+use crate::memory::{Memory, Probed};
+use crate::{pages, tracking};
+
+/// A mechanism touches the page at `address` of `vma`.
+#[inline(always)]
+pub fn touches(vma: u64, address: u64, huge: bool, cause: PageCause) {
+    if !tracking::anything() {
+        return;
+    }
+    of_mm(Probed::u64(vma, VMA_MM.load()), address, huge, cause);
+}
+
+/// A mechanism touches the page at `address` of an address space.
+#[inline(always)]
+pub fn of_mm(mm: u64, address: u64, huge: bool, cause: PageCause) {
+    if tracking::anything() && tracking::perhaps::<Probed>(mm) {
+        pages::mark_cause(mm, address, huge, cause as u32);
+    }
+}
+
+/// `try_to_merge_one_page(vma, page, kpage)`: KSM does not say the address; it follows from the page's place in
+/// its mapping (`vma_address`).
+#[inline(always)]
+pub fn merges(vma: u64, page: u64) {
+    if !tracking::anything() {
+        return;
+    }
+    let mm = Probed::u64(vma, VMA_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    let index = Probed::u64(page, PAGE_INDEX.load());
+    let offset = index.wrapping_sub(Probed::u64(vma, VMA_OFFSET.load()));
+    let address = Probed::u64(vma, VMA_START.load()).wrapping_add(offset << 12);
+    pages::mark_cause(mm, address, false, PageCause::Ksm as u32);
+}

@@ -1,0 +1,134 @@
+//! The records of pages: finding and creating them, and marking pages in them.
+
+use tracer_common::counters::Stage;
+use tracer_common::pages::{CHUNK_SHIFT, ChunkKey, PAGES, PageCause, PageChunk, TAG_TRUSTED, cause_mark};
+
+use crate::maps::{CHUNK_INDEX, CHUNKS, FREE_CHUNKS, stage};
+use crate::tracking;
+
+/// No record.
+pub const NONE: u32 = u32::MAX;
+
+/// The number of the record of the chunk that `address` lies in; [`NONE`] without one.
+#[inline(always)]
+pub fn find(birth: u64, address: u64) -> u32 {
+    let key = ChunkKey {
+        birth,
+        number: address >> CHUNK_SHIFT,
+    };
+    match CHUNK_INDEX.get_ptr(key) {
+        // SAFETY: the verifier proves that the pointer is a map value.
+        Some(number) => unsafe { *number },
+        None => NONE,
+    }
+}
+
+/// The record with this number.
+#[inline(always)]
+pub fn get(number: u32) -> Option<*mut PageChunk> {
+    CHUNKS.get_ptr_mut(number)
+}
+
+/// The record of the chunk that `address` lies in, for a mark of `epoch`.
+#[inline(always)]
+fn for_mark(birth: u64, address: u64, epoch: u32) -> Option<*mut PageChunk> {
+    let mut number = find(birth, address);
+    if number == NONE {
+        number = create(birth, address);
+    }
+    let chunk = get(number)?;
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    unsafe {
+        let noted = (*chunk).noted_epoch;
+        if noted != epoch {
+            // The daemon gives records back whose marks are old. If it has not come to that, old marks would pass
+            // for new ones.
+            if noted != 0 && epoch.wrapping_sub(noted) > TAG_TRUSTED {
+                (*chunk).stale = 1;
+                stage(Stage::PagesStale);
+            }
+            (*chunk).noted_epoch = epoch;
+        }
+    }
+    Some(chunk)
+}
+
+#[inline(never)]
+fn create(birth: u64, address: u64) -> u32 {
+    const BPF_NOEXIST: u64 = 1;
+    let key = ChunkKey {
+        birth,
+        number: address >> CHUNK_SHIFT,
+    };
+    let Ok(Some(number)) = FREE_CHUNKS.pop() else {
+        stage(Stage::PagesFull);
+        return NONE;
+    };
+    let Some(chunk) = get(number) else { return NONE };
+    // The daemon zeroed the record before it put it on the stack of free ones.
+    // SAFETY: the verifier proves that `chunk` is a map value; only this program has its number.
+    unsafe { (*chunk).key = key };
+    if CHUNK_INDEX.insert(key, number, BPF_NOEXIST).is_ok() {
+        return number;
+    }
+    // Another CPU made the same record meanwhile, or the index is full.
+    // SAFETY: as above.
+    unsafe { (*chunk).key = ChunkKey::default() };
+    let _ = FREE_CHUNKS.push(number, 0);
+    let number = find(birth, address);
+    if number == NONE {
+        stage(Stage::PagesFull);
+    }
+    number
+}
+
+/// Stores one mark, for the page at `address` or, if it is huge, for all pages of its chunk.
+#[inline(always)]
+fn store(bytes: *mut u8, address: u64, huge: bool, mark: u8) {
+    if huge {
+        let word = u64::from(mark) * 0x0101_0101_0101_0101;
+        for index in 0..PAGES / 8 {
+            // SAFETY: the array has `PAGES` bytes and is aligned to eight.
+            unsafe { core::ptr::write_volatile(bytes.cast::<u64>().add(index), word) };
+        }
+    } else {
+        let page = (address >> 12) as usize & (PAGES - 1);
+        // SAFETY: the index is masked.
+        unsafe { core::ptr::write_volatile(bytes.add(page), mark) };
+    }
+}
+
+/// Marks a page as written. Returns false if there was no record to mark it in.
+#[inline(always)]
+pub fn mark_written(birth: u64, address: u64, huge: bool, epoch: u32, mark: u8) -> bool {
+    let Some(chunk) = for_mark(birth, address, epoch) else {
+        return false;
+    };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    store(unsafe { (&raw mut (*chunk).written).cast() }, address, huge, mark);
+    true
+}
+
+/// Marks a page as touched by a mechanism, if its address space is tracked.
+#[inline(never)]
+pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
+    let Some(tracked) = tracking::get(mm) else { return };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe {
+        let tracked = &*tracked;
+        (tracked.birth, tracked.boundary.epoch_of(address, tracked.epoch))
+    };
+    let Some(chunk) = for_mark(birth, address, epoch) else {
+        return;
+    };
+    let Some(cause) = PageCause::from_raw(cause as u8) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    store(
+        unsafe { (&raw mut (*chunk).causes).cast() },
+        address,
+        huge,
+        cause_mark(cause, epoch),
+    );
+}

@@ -1,0 +1,115 @@
+//! The records of pages in the kernel: which are in use, and giving back those whose marks are old.
+
+use std::io;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, MapError, Stack};
+use tracer_common::pages::{ChunkKey, PageChunk};
+
+use super::mapped::MappedArray;
+
+/// Words of a record, in its order: the birth, then the number of the chunk, then the epoch of the newest mark.
+const BIRTH: usize = 0;
+const NUMBER: usize = 1;
+const NOTED: usize = 2;
+
+/// The records, their index and the stack of free ones.
+pub struct PageRecords {
+    table: MappedArray<PageChunk>,
+    index: HashMap<MapData, ChunkKey, u32>,
+    free: Stack<MapData, u32>,
+    /// Taken out of the index at the last sweep: a program that had found one before may still write to it.
+    retired: Vec<u32>,
+    /// One more than the highest number that was met in use.
+    high_water: usize,
+    used: u64,
+}
+
+impl PageRecords {
+    /// Takes the maps out of the object and declares every record free.
+    ///
+    /// # Errors
+    /// If a map is not there or the kernel refuses to map or fill it.
+    pub fn take(object: &mut Ebpf, capacity: u32) -> Result<Self> {
+        let mut map = |name: &'static str| object.take_map(name).with_context(|| format!("no map {name}"));
+        let table = match map("CHUNKS")? {
+            aya::maps::Map::Array(data) => MappedArray::new(data, usize::try_from(capacity)?)
+                .context("the array of page records cannot be mapped")?,
+            other => anyhow::bail!("CHUNKS is {other:?}"),
+        };
+        let index = HashMap::try_from(map("CHUNK_INDEX")?)?;
+        let mut free = Stack::try_from(map("FREE_CHUNKS")?)?;
+        // The lowest numbers on top, so that a sweep need not go far.
+        for number in (0..capacity).rev() {
+            free.push(number, 0)
+                .context("the stack of free page records cannot be filled")?;
+        }
+        Ok(Self {
+            table,
+            index,
+            free,
+            retired: Vec::new(),
+            high_water: 0,
+            used: 0,
+        })
+    }
+
+    /// Records in use at the last sweep.
+    #[must_use]
+    pub const fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Gives back the records that `newest` says are old: it tells the newest epoch of an address space, `None` if
+    /// that is gone. Marks of the newest epoch and the one before are kept: a clear that is walking now still
+    /// compares with those. To be called about once a second.
+    ///
+    /// # Errors
+    /// What bpf(2) says; what was not given back is tried again.
+    pub fn sweep(&mut self, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
+        while let Some(&number) = self.retired.last() {
+            self.table.zero(number as usize);
+            self.free.push(number, 0).context("a page record cannot be given back")?;
+            self.retired.pop();
+        }
+        self.used = 0;
+        // Behind the highest record in use lie those that were never used, but for a few that a program took and
+        // gave back at once.
+        let end = (self.high_water + SPARE).min(self.table.len());
+        for number in 0..end {
+            let birth = self.table.read_word(number, BIRTH);
+            if birth == 0 {
+                continue;
+            }
+            self.high_water = self.high_water.max(number + 1);
+            self.used += 1;
+            // The lower half of the word, on the little-endian machines that sdtrace is built for.
+            #[allow(clippy::cast_possible_truncation, reason = "the upper half is another field")]
+            let noted = self.table.read_word(number, NOTED) as u32;
+            let old = newest(birth).is_none_or(|newest| newest > noted.saturating_add(1));
+            if old {
+                let key = ChunkKey {
+                    birth,
+                    number: self.table.read_word(number, NUMBER),
+                };
+                self.retire(&key)?;
+                self.retired.push(u32::try_from(number)?);
+                self.used -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn retire(&mut self, key: &ChunkKey) -> Result<()> {
+        match self.index.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            // aya gives the bare system call's error for a missing key here.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context("a page record cannot be taken out of the index"),
+        }
+    }
+}
+
+/// Records looked at beyond the highest that was met in use.
+const SPARE: usize = 1024;
