@@ -41,6 +41,11 @@ pub struct Args {
     #[arg(long)]
     disruptive: bool,
 
+    /// Where to make files for the scenarios that need a disk's file system; they have no name and leave nothing behind
+    /// (default: the first of $TMPDIR, /tmp, /var/tmp that lies on one)
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+
     /// Print one JSON document instead of the table
     #[arg(long)]
     json: bool,
@@ -121,6 +126,7 @@ fn child(name: &str, args: &Args) -> ExitCode {
     let bench = Bench::new(
         args.rounds.unwrap_or(scenario.rounds),
         args.disruptive && scenario.disruptive,
+        args.directory.clone(),
     );
     let outcome = Outcome::from((scenario.run)(&bench));
     match serde_json::to_string(&outcome).map(|line| writeln!(std::io::stdout(), "{line}")) {
@@ -131,6 +137,12 @@ fn child(name: &str, args: &Args) -> ExitCode {
 
 fn battery(args: &Args) -> Result<ExitCode, Refusal> {
     let chosen = choose(&args.only)?;
+    if let Some(directory) = args.directory.as_deref().filter(|directory| !directory.is_dir()) {
+        return Err(Refusal::usage(format!(
+            "--directory {}: there is no such directory",
+            directory.display()
+        )));
+    }
     if args.list {
         print(&if args.json {
             report::list_json(&chosen)
@@ -170,7 +182,7 @@ fn battery(args: &Args) -> Result<ExitCode, Refusal> {
     let (to_run, skipped): (Vec<_>, Vec<_>) = chosen
         .into_iter()
         .partition(|scenario| args.disruptive || !scenario.disruptive);
-    let report = runner::run(&to_run, args.rounds, args.disruptive).map_err(Refusal::failure)?;
+    let report = runner::run(&to_run, args).map_err(Refusal::failure)?;
     print(&if args.json {
         report::json(&release, &report, &skipped)
     } else {

@@ -27,6 +27,11 @@ impl Entry {
         self.0 & (1 << 63) != 0
     }
 
+    /// Bits 0 to 54 of a present page: its page frame. The kernel shows 0 to those without `CAP_SYS_ADMIN`.
+    pub fn frame(self) -> u64 {
+        self.0 & ((1 << 55) - 1)
+    }
+
     /// Bit 62.
     pub fn swapped(self) -> bool {
         self.0 & (1 << 62) != 0

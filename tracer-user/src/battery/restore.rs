@@ -7,14 +7,16 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::oracle::Tracked;
 use super::outcome::{Needs as _, Stop};
-use super::sys;
+use super::sys::{self, Area};
 
 /// How to undo one change.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +29,20 @@ pub enum Undo {
         /// What it held.
         value: String,
     },
-    /// Take a swap device out of use again.
+    /// Take a swap device or file out of use again.
     SwapOff {
         /// Its path.
         device: PathBuf,
+    },
+    /// Remove a file made for the battery.
+    RemoveFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Give a page frame that was taken out of use back to the host.
+    Unpoison {
+        /// Its number.
+        frame: u64,
     },
     /// Remove a zram device made for the battery.
     RemoveZram {
@@ -50,10 +62,18 @@ impl Undo {
             }
             Self::Write { path, value } => fs::write(path, value),
             Self::SwapOff { device } => match sys::swap_off(device) {
-                // The change announced was never made.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                // The change announced was never made: it is not in use, or there was no right to take it into use either.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => Ok(()),
                 other => other,
             },
+            Self::RemoveFile { path } => match fs::remove_file(path) {
+                // The change announced was never made.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            },
+            // The change announced was never made.
+            Self::Unpoison { frame } if !poisoned(*frame)? => Ok(()),
+            Self::Unpoison { frame } => fs::write(Unpoison::open()?.file(), frame.to_string()),
             Self::RemoveZram { number } => {
                 fs::write(format!("/sys/block/zram{number}/reset"), "1")?;
                 fs::write("/sys/class/zram-control/hot_remove", number.to_string())
@@ -167,8 +187,34 @@ impl Host {
         fs::write(path, value).needs(&format!("writing {value} to {path}"))
     }
 
-    /// Makes a swap area of `megabytes` MiB on a new zram device and takes it into use, unless there is swap already.
-    pub fn swap(&self, megabytes: u32) -> Result<(), Stop> {
+    /// Has the frame of a present page taken out of use (`MADV_SOFT_OFFLINE`), if it can be given back afterwards.
+    pub fn soft_offline(&self, page: Area) -> Result<(), Stop> {
+        let frame = || -> Result<u64, Stop> { Ok(Tracked::this()?.entries(page)?[0].frame()) };
+        // Nothing else gives a frame back.
+        let unpoison = Unpoison::open().needs("debugfs")?;
+        fs::metadata(unpoison.file())
+            .needs("page frames cannot be given back (CONFIG_MEMORY_FAILURE, modprobe hwpoison-inject)")?;
+        let old = frame()?;
+        if old == 0 {
+            return Err(Stop::NotSupported(
+                "page frames are not shown without CAP_SYS_ADMIN".into(),
+            ));
+        }
+        self.announce(&Undo::Unpoison { frame: old })?;
+        page.advise(libc::MADV_SOFT_OFFLINE).needs("MADV_SOFT_OFFLINE")?;
+        if frame()? == old || !poisoned(old).works("/proc/kpageflags")? {
+            return Err(Stop::Inconclusive("the page stayed in its frame".into()));
+        }
+        Ok(())
+    }
+
+    /// Takes `megabytes` MiB of swap into use, unless there is swap already: on a new zram device, or in a file of
+    /// `directory` where there is no zram.
+    pub fn swap(
+        &self,
+        megabytes: u32,
+        directory: impl FnOnce() -> Result<PathBuf, Stop>,
+    ) -> Result<(), Stop> {
         if fs::read_to_string("/proc/swaps")
             .works("/proc/swaps")?
             .lines()
@@ -177,9 +223,22 @@ impl Host {
         {
             return Ok(());
         }
+        let lacking = match self.swap_on_zram(megabytes) {
+            Err(Stop::NotSupported(why)) => why,
+            other => return other,
+        };
+        match directory().and_then(|directory| self.swap_in_file(megabytes, &directory)) {
+            Err(Stop::NotSupported(why)) => Err(Stop::NotSupported(format!(
+                "no swap is in use, no zram device can be made (modprobe zram): {lacking}, and no swap file: {why}"
+            ))),
+            other => other,
+        }
+    }
+
+    fn swap_on_zram(&self, megabytes: u32) -> Result<(), Stop> {
         let control = "/sys/class/zram-control/hot_add";
         let number = fs::read_to_string(control)
-            .needs("no swap is in use, and making a zram device (modprobe zram) failed")?
+            .needs(control)?
             .trim()
             .parse()
             .map_err(|error| Stop::Failed(format!("{control}: {error}")))?;
@@ -191,11 +250,63 @@ impl Host {
             .open(&device)
             .and_then(|mut file| file.write_all(&swap_header(megabytes)))
             .needs("formatting the zram device")?;
-        self.announce(&Undo::SwapOff {
-            device: device.clone(),
-        })?;
-        sys::swap_on(&device).needs("swapon")
+        self.swap_on(&device)
     }
+
+    fn swap_in_file(&self, megabytes: u32, directory: &Path) -> Result<(), Stop> {
+        let path = directory.join(format!("sdtrace-battery-{}.swap", std::process::id()));
+        if fs::symlink_metadata(&path).is_ok() {
+            // Somebody else's, which must not be removed.
+            return Err(Stop::NotSupported(format!("{} is in the way", path.display())));
+        }
+        self.announce(&Undo::RemoveFile { path: path.clone() })?;
+        // Written whole, because a swap file must have no holes; readable by nobody else, as memory goes there.
+        let mut content = swap_header(megabytes);
+        content.resize(megabytes as usize * 1024 * 1024, 0);
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| {
+                file.write_all(&content)?;
+                file.sync_all()
+            })
+            .needs(&path.display().to_string())?;
+        self.swap_on(&path)
+    }
+
+    fn swap_on(&self, device: &Path) -> Result<(), Stop> {
+        self.announce(&Undo::SwapOff {
+            device: device.to_owned(),
+        })?;
+        sys::swap_on(device).needs("swapon")
+    }
+}
+
+/// debugfs' file that gives poisoned frames back (mm/hwpoison-inject.c), reached without a mount point.
+struct Unpoison {
+    debugfs: OwnedFd,
+}
+
+impl Unpoison {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            debugfs: sys::detached_mount(c"debugfs", &[])?,
+        })
+    }
+
+    fn file(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/hwpoison/unpoison-pfn", self.debugfs.as_raw_fd()).into()
+    }
+}
+
+/// Whether a page frame is out of use: `KPF_HWPOISON` of /proc/kpageflags.
+fn poisoned(frame: u64) -> io::Result<bool> {
+    const HWPOISON: u64 = 1 << 19;
+    let mut flags = [0; 8];
+    fs::File::open("/proc/kpageflags")?.read_exact_at(&mut flags, frame * 8)?;
+    Ok(u64::from_ne_bytes(flags) & HWPOISON != 0)
 }
 
 /// Gives a new zram device its size, with the first compressor that is loaded: the kernel lists those too that it
@@ -278,6 +389,17 @@ mod tests {
         fs::remove_file(&path).expect("removes");
         fs::create_dir(&path).expect("makes a folder");
         assert!(undo.apply().is_err(), "what cannot be put back is said");
+    }
+
+    #[test]
+    fn a_file_is_removed_and_one_that_was_never_made_is_not_missed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        fs::write(&path, "").expect("writes");
+        let undo = Undo::RemoveFile { path: path.clone() };
+        undo.apply().expect("is removed");
+        assert!(!path.exists());
+        undo.apply().expect("is gone");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::Args;
 use super::outcome::{Outcome, Tally, Verdict};
 use super::restore::Guard;
 use super::scenarios::Scenario;
@@ -58,7 +59,7 @@ impl Report {
 ///
 /// # Errors
 /// The battery's own program or its signal handlers could not be set up.
-pub fn run(scenarios: &[&'static Scenario], rounds: Option<u32>, disruptive: bool) -> Result<Report, String> {
+pub fn run(scenarios: &[&'static Scenario], args: &Args) -> Result<Report, String> {
     let program =
         std::env::current_exe().map_err(|error| format!("finding the battery's own program: {error}"))?;
     sys::note_interrupts().map_err(|error| format!("installing signal handlers: {error}"))?;
@@ -76,7 +77,7 @@ pub fn run(scenarios: &[&'static Scenario], rounds: Option<u32>, disruptive: boo
         } else {
             None
         };
-        let verdict = run_one(&program, scenario, rounds, disruptive, guard.as_ref());
+        let verdict = run_one(&program, scenario, args, guard.as_ref());
         if let Some(Err(error)) = guard.map(Guard::finish) {
             report.not_restored.push(format!("{}: {error}", scenario.name));
         }
@@ -112,20 +113,17 @@ fn failed(why: String) -> Outcome {
     }
 }
 
-fn run_one(
-    program: &Path,
-    scenario: &Scenario,
-    rounds: Option<u32>,
-    disruptive: bool,
-    guard: Option<&Guard>,
-) -> Outcome {
+fn run_one(program: &Path, scenario: &Scenario, args: &Args, guard: Option<&Guard>) -> Outcome {
     let mut command = Command::new(program);
     command.args(["battery", "--child", scenario.name]);
-    if let Some(rounds) = rounds {
+    if let Some(rounds) = args.rounds {
         command.args(["--rounds", &rounds.to_string()]);
     }
-    if disruptive {
+    if args.disruptive {
         command.arg("--disruptive");
+    }
+    if let Some(directory) = &args.directory {
+        command.arg("--directory").arg(directory);
     }
     match guard.map(Guard::pipe).transpose() {
         Ok(pipe) => command.stdin(pipe.map_or_else(Stdio::null, Stdio::from)),

@@ -74,6 +74,9 @@ pub struct Arguments {
     /// Two memory nodes.
     #[arg(long)]
     numa: bool,
+    /// An empty ext4 disk, mounted at /var/tmp.
+    #[arg(long)]
+    disk: bool,
     /// Add to the kernel's command line.
     #[arg(long, value_name = "KERNEL_CMDLINE", allow_hyphen_values = true)]
     append: Option<String>,
@@ -113,6 +116,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         .memory_mib(arguments.memory)
         .instruction_clock(arguments.icount)
         .two_nodes(arguments.numa)
+        .disk(arguments.disk)
         .timeout(arguments.timeout)
         .append(arguments.append.as_deref().unwrap_or_default());
     if let Some(attach) = arguments.attach {

@@ -33,6 +33,29 @@ while read -r module; do
     insmod "/lib/modules/$module.ko" || tell "problem cannot insert module $module"
 done </etc/modules
 
+# The block device of the disk with this serial number; their names swap between boots.
+disk_called() {
+    for disk in /sys/class/nvme/nvme*; do
+        [ -e "$disk/serial" ] || continue
+        [ "$(tr -d ' ' <"$disk/serial")" = "$1" ] || continue
+        found="/dev/$(basename "$disk")n1"
+        [ -b "$found" ] && echo "$found" && return 0
+    done
+    return 1
+}
+
+if [ -e /etc/disk ]; then
+    # The driver looks for disks beside everything else.
+    tries=0
+    until disk=$(disk_called sdtrace-disk) || [ $tries -ge 200 ]; do
+        usleep 50000
+        tries=$((tries + 1))
+    done
+    mkdir -p /var/tmp
+    # As on any machine: everybody may make files there, and nobody else may remove them.
+    mount -t ext4 "$disk" /var/tmp && chmod 1777 /var/tmp || tell "problem cannot mount the disk"
+fi
+
 ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
     # QEMU's user network: the host is .2 and forwards to .15.
@@ -67,15 +90,13 @@ while kill -0 $carrier 2>/dev/null && [ $tries -lt 40 ]; do
 done
 tell "exit $status"
 
-for disk in /sys/class/nvme/nvme*; do
-    [ -e "$disk/serial" ] || continue
-    [ "$(tr -d ' ' <"$disk/serial")" = sdtrace-out ] || continue
-    if tar -C /out -cf "/dev/$(basename "$disk")n1" . 2>/run/tar.log; then
+if disk=$(disk_called sdtrace-out); then
+    if tar -C /out -cf "$disk" . 2>/run/tar.log; then
         sync
         tell "out ok"
     else
         tell "out failed $(head -n 1 /run/tar.log)"
     fi
-done
+fi
 tell done
 poweroff -f

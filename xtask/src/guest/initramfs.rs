@@ -36,6 +36,8 @@ pub struct Content<'a> {
     pub files: &'a [GuestFile],
     /// Static binary that carries connections over the fourth serial line, for guests without a network card.
     pub forward_agent: Option<&'a Path>,
+    /// Whether to mount the disk.
+    pub disk: bool,
 }
 
 /// Writes the archive to `destination`.
@@ -72,6 +74,9 @@ pub fn write(destination: &Path, content: &Content<'_>) -> Result<()> {
     if let Some(agent) = content.forward_agent {
         archive.file("bin/forward-agent", 0o755, &read(agent)?)?;
         archive.file("etc/forward-agent", 0o644, b"")?;
+    }
+    if content.disk {
+        archive.file("etc/disk", 0o644, b"")?;
     }
     for file in content.files {
         add(&mut archive, &file.local, &file.guest)?;

@@ -14,6 +14,7 @@
 
 pub mod console;
 pub mod cpio;
+mod disk;
 pub mod forward;
 pub mod frames;
 pub mod initramfs;
@@ -52,6 +53,7 @@ pub struct Guest {
     modules: Vec<String>,
     forwards: Vec<Forward>,
     out: Option<PathBuf>,
+    disk: bool,
     timeout: Duration,
     command: Vec<OsString>,
 }
@@ -73,6 +75,7 @@ impl Guest {
             modules: Vec::new(),
             forwards: Vec::new(),
             out: None,
+            disk: false,
             timeout: DEFAULT_TIMEOUT,
             command: command.into_iter().map(Into::into).collect(),
         }
@@ -154,6 +157,13 @@ impl Guest {
         self
     }
 
+    /// An empty ext4 disk, mounted at /var/tmp.
+    #[must_use]
+    pub fn disk(mut self, on: bool) -> Self {
+        self.disk = on;
+        self
+    }
+
     /// How long it may take, boot included.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -216,8 +226,13 @@ impl Guest {
                 command: &self.command,
                 files: &self.files,
                 forward_agent: agent.as_deref(),
+                disk: self.disk,
             },
         )?;
+        let disk_image = self
+            .disk
+            .then(|| disk::create(&folder.path().join("disk.img")))
+            .transpose()?;
         let out_image = folder.path().join("out.img");
         if self.out.is_some() {
             // Sparse: takes the room that the guest fills.
@@ -232,6 +247,7 @@ impl Guest {
                 initramfs: &initramfs,
                 serial_sockets: &sockets,
                 out_image: self.out.is_some().then_some(out_image.as_path()),
+                disk_image: disk_image.as_deref(),
                 forwards: &self.forwards,
                 network,
             },

@@ -46,6 +46,8 @@ pub struct Wiring<'a> {
     pub serial_sockets: &'a [PathBuf],
     /// Raw image that the guest's /out comes back on.
     pub out_image: Option<&'a Path>,
+    /// Raw image of the guest's disk.
+    pub disk_image: Option<&'a Path>,
     /// Ports forwarded by a network card; none for kernels whose modules are gone.
     pub forwards: &'a [Forward],
     /// Whether there is a network card at all.
@@ -113,12 +115,18 @@ pub fn arguments(machine: &Machine, wiring: &Wiring<'_>) -> Vec<String> {
             format!("isa-serial,chardev=serial{index},index={index},irq={interrupt}"),
         );
     }
-    if let Some(image) = wiring.out_image {
-        add(
-            "-drive",
-            format!("if=none,id=out,format=raw,cache=unsafe,file={}", escaped(image)),
-        );
-        add("-device", "nvme,drive=out,serial=sdtrace-out".into());
+    for (name, image) in [("out", wiring.out_image), ("disk", wiring.disk_image)] {
+        if let Some(image) = image {
+            add(
+                "-drive",
+                format!(
+                    "if=none,id={name},format=raw,cache=unsafe,file={}",
+                    escaped(image)
+                ),
+            );
+            // The names of such disks swap between boots: they are told apart by their serial numbers.
+            add("-device", format!("nvme,drive={name},serial=sdtrace-{name}"));
+        }
     }
     if wiring.network {
         // restrict: the guest reaches nothing outside; only what the host forwards comes in.
@@ -224,6 +232,7 @@ mod tests {
             initramfs: Path::new("/r/initramfs"),
             serial_sockets: &["/r/0".into(), "/r/a,b".into()],
             out_image: Some(Path::new("/r/out")),
+            disk_image: None,
             forwards: &[Forward {
                 host: 9955,
                 guest: 80,

@@ -18,7 +18,8 @@ const TIME_FOR_A_RUN: Duration = Duration::from_mins(4);
 
 /// Runs the battery `runs` times in a guest of each kernel; fails if any result differs from the expected one.
 ///
-/// The expected results (`tracer-user/src/battery/expected.txt`) are those of this guest: two nodes, 1536 MiB, zram.
+/// The expected results (`tracer-user/src/battery/expected.txt`) are those of this guest: two nodes, 1536 MiB, zram,
+/// an ext4 disk.
 pub fn run(kernels: &[Wanted], runs: u32) -> Result<()> {
     let program = build_static("tracer-user", "sdtrace")?;
     let cache = Kernels::open()?;
@@ -38,14 +39,14 @@ pub fn run(kernels: &[Wanted], runs: u32) -> Result<()> {
     Ok(())
 }
 
-/// The modules that the reference guest has, as far as this kernel has them as modules: swap on zram, and the compressor
-/// that older kernels load on demand, which no guest can.
+/// The modules that the reference guest has, as far as this kernel has them as modules: swap on zram, the compressor
+/// that older kernels load on demand, which no guest can, and what gives poisoned page frames back.
 pub(super) fn modules(kernel: &Kernel) -> Result<Vec<&'static str>> {
     let Some(folder) = &kernel.modules else {
         return Ok(Vec::new());
     };
     let tree = ModuleTree::open(folder)?;
-    Ok(["lzo_rle", "zram"]
+    Ok(["lzo_rle", "zram", "hwpoison_inject"]
         .into_iter()
         .filter(|name| tree.contains(name))
         .collect())
@@ -57,6 +58,7 @@ fn test(kernel: &Kernel, program: &Path, runs: u32) -> Result<String> {
     let mut guest = Guest::new(kernel.clone(), ["sh", "-c", SCRIPT, "battery", &runs_word])
         .cpus(2)
         .two_nodes(true)
+        .disk(true)
         .memory_mib(1536)
         .file(program, "/bin/sdtrace")
         .timeout(TIME_FOR_A_RUN * (runs + 1));

@@ -1,8 +1,7 @@
 //! Writes that every kernel with soft-dirty is expected to report.
 
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use super::prelude::*;
 
@@ -47,11 +46,6 @@ pub(super) const ALL: &[Scenario] = &[
         "Reads many untouched shared anonymous pages after the clear, then writes every second one.",
     ),
     Scenario::control("read-syscall", read_syscall, "Has read(2) fill private pages."),
-    Scenario::control(
-        "direct-read",
-        direct_read,
-        "Has an O_DIRECT read fill private pages.",
-    ),
     Scenario::control(
         "vmsplice",
         vmsplice,
@@ -180,35 +174,6 @@ fn read_syscall(_: &Bench) -> Found {
     epoch.armed(before.area())?;
     for page in 0..PAGES {
         before.area().read_from(page, source.as_fd(), 0).works("pread")?;
-    }
-    epoch.judge(&before, PAGES)
-}
-
-fn direct_read(_: &Bench) -> Found {
-    let directory = std::env::temp_dir();
-    let what = format!("a file for O_DIRECT in {}", directory.display());
-    let mut source = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE | libc::O_DIRECT)
-        .open(&directory)
-        .needs(&what)?;
-    // O_DIRECT wants an aligned buffer: an area's pages are.
-    let new = private(PAGES)?;
-    new.fill(NEW);
-    for _ in 0..PAGES {
-        sys::write_page(&source, new).needs(&what)?;
-    }
-    source.seek(SeekFrom::Start(0)).works(&what)?;
-    let before = populated(private(PAGES)?);
-    let epoch = Epoch::open()?;
-    epoch.armed(before.area())?;
-    for page in 0..PAGES {
-        let offset = i64::try_from(page * page_size()).expect("a small file");
-        before
-            .area()
-            .read_from(page, source.as_fd(), offset)
-            .works("pread with O_DIRECT")?;
     }
     epoch.judge(&before, PAGES)
 }

@@ -1,5 +1,6 @@
 //! Page migration beside the clear, and NUMA balancing.
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -34,6 +35,15 @@ pub(super) const ALL: &[Scenario] = &[
         "The same with a transparent huge page.",
     )
     .race(40),
+    Scenario::new(
+        "compaction-race",
+        Class::A,
+        RACE,
+        compaction_race,
+        "Clears while memory compaction moves the pages within their node, then writes them all.",
+    )
+    .race(6)
+    .disruptive(),
     Scenario::control(
         "migrate-after-write",
         |_| around_the_write(Moved::After),
@@ -53,6 +63,8 @@ pub(super) const ALL: &[Scenario] = &[
 ];
 
 const RACE_PAGES: usize = 512;
+
+const SCATTERED_PAGES: usize = 4096;
 
 /// Two NUMA nodes that have memory.
 fn nodes() -> Result<[i32; 2], Stop> {
@@ -104,6 +116,89 @@ fn race(bench: &Bench, area: Area) -> Found {
         stop.store(true, Ordering::Relaxed);
         found
     })
+}
+
+/// Pages whose frames have free ones between them, for compaction to move.
+fn scattered() -> Result<Before, Stop> {
+    let kept = private(SCATTERED_PAGES)?;
+    let freed = private(SCATTERED_PAGES)?;
+    for area in [kept, freed] {
+        area.advise(libc::MADV_NOHUGEPAGE).needs("MADV_NOHUGEPAGE")?;
+    }
+    for page in 0..SCATTERED_PAGES {
+        kept.part(page, 1).fill(OLD);
+        freed.write(page, OLD);
+    }
+    freed.unmap()?;
+    Ok(Before::known(kept, OLD))
+}
+
+/// Clears and writes, again and again, while the kernel compacts all memory.
+fn compaction_race(bench: &Bench) -> Found {
+    let host = bench.host()?;
+    // Freed pages must reach the free lists, where compaction looks, and not wait in a CPU's own list. Until 5.14 the
+    // setting had another name.
+    for name in ["percpu_pagelist_high_fraction", "percpu_pagelist_fraction"] {
+        let path = format!("/proc/sys/vm/{name}");
+        if fs::metadata(&path).is_ok() {
+            host.set(&path, "10000")?;
+        }
+    }
+    let compact = fs::OpenOptions::new()
+        .write(true)
+        .open("/proc/sys/vm/compact_memory")
+        .needs("/proc/sys/vm/compact_memory")?;
+    vmstat("pgmigrate_success")?;
+    // Both threads on one CPU: the compacting one gives it up between two pages, while migration entries stand
+    // (cond_resched() in migrate_pages(), mm/migrate.c).
+    sys::stay_on_this_cpu().works("sched_setaffinity")?;
+    let (start, started) = mpsc::channel();
+    let running = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for () in started {
+                // What cannot be moved stays where it is, which is no failure of a race.
+                let _ = (&compact).write_all(b"1");
+                running.store(false, Ordering::Release);
+            }
+        });
+        let found = bench.rounds(|_| {
+            let before = scattered()?;
+            running.store(true, Ordering::Release);
+            start
+                .send(())
+                .map_err(|_| Stop::Failed("the compacting thread ended".into()))?;
+            let found = while_compacting(&before, &running);
+            before.area().unmap()?;
+            found
+        });
+        drop(start);
+        found
+    })
+}
+
+/// The epochs that fit into one compaction. Each begins when some pages have just been moved, so that others are likely
+/// to be on the move.
+fn while_compacting(before: &Before, running: &AtomicBool) -> Found {
+    let area = before.area();
+    let mut sum = Tally::default();
+    let mut seen = vmstat("pgmigrate_success")?;
+    while running.load(Ordering::Acquire) {
+        let now = vmstat("pgmigrate_success")?;
+        if now == seen {
+            continue;
+        }
+        let epoch = Epoch::open()?;
+        area.write_each(NEW);
+        sum.add(epoch.judge(before, area.pages())?);
+        // The next epoch starts from pages that are dirty and writable too.
+        area.fill(OLD);
+        seen = vmstat("pgmigrate_success")?;
+    }
+    if sum.rounds == 0 {
+        return Err(Stop::Inconclusive("compaction moved no page meanwhile".into()));
+    }
+    Ok(sum)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

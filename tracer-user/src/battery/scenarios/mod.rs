@@ -1,13 +1,16 @@
 //! The scenarios: each does one thing that might make soft-dirty miss a write, and has the oracle judge it.
 
+mod collapse;
 mod controls;
 mod discard;
+mod disk;
 mod huge;
 mod kernel_writes;
 mod merge;
 mod migrate;
 mod misuse;
 mod move_grow;
+mod offline;
 mod prelude;
 mod protect;
 mod shared;
@@ -20,10 +23,13 @@ pub use prelude::{Bench, Scenario};
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     [
         controls::ALL,
+        disk::ALL,
         protect::ALL,
         merge::ALL,
         migrate::ALL,
+        offline::ALL,
         huge::ALL,
+        collapse::ALL,
         move_grow::ALL,
         shared::ALL,
         discard::ALL,

@@ -9,6 +9,8 @@ pub(super) use super::super::sys::{
     self, Area, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, READ_WRITE, page_size,
 };
 
+use std::path::{Path, PathBuf};
+
 use super::super::restore::Host;
 
 /// How many pages most scenarios work on.
@@ -85,15 +87,22 @@ impl Scenario {
 pub struct Bench {
     rounds: u32,
     host: Option<Host>,
+    directory: Option<PathBuf>,
 }
 
 impl Bench {
     /// For a scenario's process. A disruptive scenario finds its guard's pipe as standard input.
-    pub fn new(rounds: u32, disruptive: bool) -> Self {
+    pub fn new(rounds: u32, disruptive: bool, directory: Option<PathBuf>) -> Self {
         Self {
             rounds,
             host: disruptive.then(Host::inherited),
+            directory,
         }
+    }
+
+    /// Where to make files, if the user named a directory.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// The host's settings, which only `--disruptive` allows to be changed.

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
+use super::disk::mapped;
 use super::prelude::*;
 
 const CAUSE: &str = "mprotect-upgrade";
@@ -11,21 +12,21 @@ pub(super) const ALL: &[Scenario] = &[
         "mprotect-private",
         Class::A,
         CAUSE,
-        |_| toggled(private(PAGES)?),
+        |_| toggled(private(PAGES)?, PROT_READ),
         "Makes private anonymous pages read-only and writable again after the clear, then writes.",
     ),
     Scenario::new(
         "mprotect-shared",
         Class::A,
         CAUSE,
-        |_| toggled(shared(PAGES)?),
+        |_| toggled(shared(PAGES)?, PROT_READ),
         "The same with shared anonymous pages.",
     ),
     Scenario::new(
         "mprotect-ramfs",
         Class::A,
         CAUSE,
-        |_| toggled(ramfs()?),
+        |_| toggled(ramfs()?, PROT_READ),
         "The same with a shared file whose file system has page_mkwrite (ramfs).",
     ),
     Scenario::new(
@@ -36,10 +37,24 @@ pub(super) const ALL: &[Scenario] = &[
         "Makes writable pages of such a file executable too after the clear, then writes.",
     ),
     Scenario::new(
+        "mprotect-disk",
+        Class::A,
+        CAUSE,
+        |bench| toggled(mapped(bench)?.1, PROT_READ),
+        "Makes shared pages of a file on disk read-only and writable again after the clear, then writes.",
+    ),
+    Scenario::new(
+        "mprotect-none-disk",
+        Class::A,
+        CAUSE,
+        |bench| toggled(mapped(bench)?.1, PROT_NONE),
+        "Makes such pages inaccessible and writable again after the clear, then writes.",
+    ),
+    Scenario::new(
         "mprotect-none-private",
         Class::A,
         CAUSE,
-        none_private,
+        |_| toggled(private(PAGES)?, PROT_NONE),
         "Makes private pages inaccessible and writable again after the clear, then writes.",
     ),
     Scenario::new(
@@ -58,11 +73,12 @@ pub(super) const ALL: &[Scenario] = &[
     ),
 ];
 
-fn toggled(area: Area) -> Found {
+/// Takes all rights but these away and gives them back.
+fn toggled(area: Area, left: i32) -> Found {
     let before = populated(area);
     let epoch = Epoch::open()?;
     epoch.armed(area)?;
-    area.protect(PROT_READ).works("mprotect")?;
+    area.protect(left).works("mprotect")?;
     area.protect(READ_WRITE).works("mprotect")?;
     area.write_each(NEW);
     epoch.judge(&before, area.pages())
@@ -91,17 +107,6 @@ fn ramfs_exec(_: &Bench) -> Found {
     epoch.armed(area)?;
     area.protect(READ_WRITE | sys::PROT_EXEC)
         .needs("mprotect to executable")?;
-    area.write_each(NEW);
-    epoch.judge(&before, area.pages())
-}
-
-fn none_private(_: &Bench) -> Found {
-    let before = populated(private(PAGES)?);
-    let area = before.area();
-    let epoch = Epoch::open()?;
-    epoch.armed(area)?;
-    area.protect(PROT_NONE).works("mprotect")?;
-    area.protect(READ_WRITE).works("mprotect")?;
     area.write_each(NEW);
     epoch.judge(&before, area.pages())
 }

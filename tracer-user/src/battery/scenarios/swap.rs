@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::disk::directory;
 use super::prelude::*;
 
 pub(super) const ALL: &[Scenario] = &[
@@ -38,7 +39,7 @@ pub(super) const ALL: &[Scenario] = &[
 const SWAP: u32 = 16;
 
 /// Has the kernel reclaim `area`, until none of its pages is present.
-fn page_out(area: Area) -> Result<(), Stop> {
+pub(super) fn page_out(area: Area) -> Result<(), Stop> {
     const PATIENCE: Duration = Duration::from_secs(15);
     let this = Tracked::this()?;
     let deadline = Instant::now() + PATIENCE;
@@ -63,7 +64,7 @@ fn page_out(area: Area) -> Result<(), Stop> {
 }
 
 fn written_and_out(bench: &Bench) -> Result<(Before, Epoch), Stop> {
-    bench.host()?.swap(SWAP)?;
+    bench.host()?.swap(SWAP, || directory(bench))?;
     let before = populated(private(PAGES)?);
     let epoch = Epoch::open()?;
     epoch.armed(before.area())?;
@@ -95,7 +96,7 @@ fn swap_in(bench: &Bench) -> Found {
 }
 
 fn swapped_then_write(bench: &Bench) -> Found {
-    bench.host()?.swap(SWAP)?;
+    bench.host()?.swap(SWAP, || directory(bench))?;
     let before = populated(private(PAGES)?);
     page_out(before.area())?;
     let epoch = Epoch::open()?;
@@ -106,7 +107,7 @@ fn swapped_then_write(bench: &Bench) -> Found {
 }
 
 fn shared_swap_out(bench: &Bench) -> Found {
-    bench.host()?.swap(SWAP)?;
+    bench.host()?.swap(SWAP, || directory(bench))?;
     let before = populated(shared(PAGES)?);
     let epoch = Epoch::open()?;
     epoch.armed(before.area())?;

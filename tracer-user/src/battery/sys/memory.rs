@@ -1,8 +1,10 @@
 //! Mappings and files in memory.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::OnceLock;
 
 pub use libc::{
@@ -291,6 +293,16 @@ pub fn punch_hole(file: &impl AsRawFd, pages: usize) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: no memory is passed.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, length) }).map(drop)
+}
+
+/// The kind of file system that `path` lies on (`f_type` of statfs(2)).
+pub fn file_system(path: &Path) -> io::Result<i64> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a valid C string, and the kernel fills the structure.
+    check(unsafe { libc::statfs(path.as_ptr(), &raw mut about) })?;
+    Ok(about.f_type)
 }
 
 /// write(2) of the first page of `from`.

@@ -73,6 +73,13 @@ pub fn in_child(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Keeps this process, and every thread that it starts from now on, on the CPU on which it runs.
+pub fn stay_on_this_cpu() -> io::Result<()> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(rustix::thread::sched_getcpu());
+    Ok(rustix::thread::sched_setaffinity(None, &cpus)?)
+}
+
 /// Sleeps until a signal comes.
 pub fn pause() {
     // SAFETY: no arguments.
