@@ -9,6 +9,8 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Capability {
+    /// Opening `/proc/PID/pagemap` of other users' processes, a file that only its owner may read.
+    CapDacReadSearch = 2,
     /// Reading `/proc/PID/pagemap`, `smaps` and memory of other users' processes.
     CapSysPtrace = 19,
     /// Everything that has no capability of its own; includes `CAP_BPF` and `CAP_PERFMON`.
@@ -24,6 +26,7 @@ pub enum Capability {
 impl fmt::Display for Capability {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
+            Self::CapDacReadSearch => "CAP_DAC_READ_SEARCH",
             Self::CapSysPtrace => "CAP_SYS_PTRACE",
             Self::CapSysAdmin => "CAP_SYS_ADMIN",
             Self::CapSysResource => "CAP_SYS_RESOURCE",
@@ -32,6 +35,10 @@ impl fmt::Display for Capability {
         })
     }
 }
+
+/// What to give a service that has too little; `packaging/systemd` holds such a one.
+const THE_FOUR: &str =
+    "give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE CAP_DAC_READ_SEARCH";
 
 /// Why the effective capabilities could not be told.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -99,13 +106,18 @@ impl Capabilities {
             .map_err(|_| CapabilityError::NotANumber(value.to_owned()))
     }
 
-    /// Whether the process has a capability, by itself or as a part of `CAP_SYS_ADMIN`: the kernel's `bpf_capable()`
-    /// and `perfmon_capable()` take either.
+    /// Whether the process has a capability, by itself or as a part of another: the kernel's `bpf_capable()` and
+    /// `perfmon_capable()` take `CAP_SYS_ADMIN` too, and `generic_permission()` takes `CAP_DAC_OVERRIDE`.
     #[must_use]
     pub fn has(self, capability: Capability) -> bool {
-        let holds = |capability: Capability| self.0 >> (capability as u32) & 1 != 0;
-        let included = matches!(capability, Capability::CapBpf | Capability::CapPerfmon);
-        holds(capability) || included && holds(Capability::CapSysAdmin)
+        const CAP_DAC_OVERRIDE: u32 = 1;
+        let holds = |bit: u32| self.0 >> bit & 1 != 0;
+        let included = match capability {
+            Capability::CapBpf | Capability::CapPerfmon => holds(Capability::CapSysAdmin as u32),
+            Capability::CapDacReadSearch => holds(CAP_DAC_OVERRIDE),
+            Capability::CapSysPtrace | Capability::CapSysAdmin | Capability::CapSysResource => false,
+        };
+        holds(capability as u32) || included
     }
 
     /// What is needed in this situation and not there.
@@ -118,7 +130,7 @@ impl Capabilities {
                 Missing {
                     capability: Capability::CapBpf,
                     needed_for: "loading the eBPF programs",
-                    remedy: "give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE",
+                    remedy: THE_FOUR,
                 },
             ),
             (
@@ -126,7 +138,7 @@ impl Capabilities {
                 Missing {
                     capability: Capability::CapPerfmon,
                     needed_for: "attaching them to kernel functions and reading kernel memory",
-                    remedy: "give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE",
+                    remedy: THE_FOUR,
                 },
             ),
             (
@@ -134,7 +146,15 @@ impl Capabilities {
                 Missing {
                     capability: Capability::CapSysPtrace,
                     needed_for: "reading maps and pagemap of other users' processes",
-                    remedy: "give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE",
+                    remedy: THE_FOUR,
+                },
+            ),
+            (
+                true,
+                Missing {
+                    capability: Capability::CapDacReadSearch,
+                    needed_for: "opening pagemap of other users' processes",
+                    remedy: THE_FOUR,
                 },
             ),
             (
@@ -214,18 +234,22 @@ mod tests {
     }
 
     #[test]
-    fn root_lacks_nothing_and_nobody_lacks_all_three() {
+    fn root_lacks_nothing_and_nobody_lacks_all_four() {
         let worst = Situation {
             memlock_is_charged: true,
             perf_event_paranoid: Some(3),
             ..PLAIN
         };
         assert_eq!(names(ROOT, worst), Vec::<String>::new());
-        assert_eq!(names(NONE, PLAIN), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
+        assert_eq!(
+            names(NONE, PLAIN),
+            ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]
+        );
         let all = [
             "CAP_BPF",
             "CAP_PERFMON",
             "CAP_SYS_PTRACE",
+            "CAP_DAC_READ_SEARCH",
             "CAP_SYS_RESOURCE",
             "CAP_SYS_ADMIN",
         ];
@@ -234,12 +258,16 @@ mod tests {
 
     #[test]
     fn sys_admin_includes_bpf_and_perfmon_but_not_ptrace() {
-        assert_eq!(names(with(&[Capability::CapSysAdmin]), PLAIN), ["CAP_SYS_PTRACE"]);
+        let lacking = ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"];
+        assert_eq!(names(with(&[Capability::CapSysAdmin]), PLAIN), lacking);
+        let dac_override = Capabilities(with(&[Capability::CapSysAdmin]).0 | 1 << 1);
+        assert_eq!(names(dac_override, PLAIN), ["CAP_SYS_PTRACE"]);
     }
 
     #[test]
     fn a_closed_perf_matters_to_kprobes_only() {
-        let three = with(&[
+        let four = with(&[
+            Capability::CapDacReadSearch,
             Capability::CapBpf,
             Capability::CapPerfmon,
             Capability::CapSysPtrace,
@@ -248,10 +276,10 @@ mod tests {
             perf_event_paranoid: Some(3),
             ..PLAIN
         };
-        assert_eq!(names(three, closed), ["CAP_SYS_ADMIN"]);
+        assert_eq!(names(four, closed), ["CAP_SYS_ADMIN"]);
         assert_eq!(
             names(
-                three,
+                four,
                 Situation {
                     kprobes_wanted: false,
                     ..closed
@@ -261,7 +289,7 @@ mod tests {
         );
         assert_eq!(
             names(
-                three,
+                four,
                 Situation {
                     perf_event_paranoid: None,
                     ..closed
@@ -269,7 +297,7 @@ mod tests {
             ),
             Vec::<String>::new()
         );
-        let text = three.missing(&closed)[0].to_string();
+        let text = four.missing(&closed)[0].to_string();
         assert!(
             text.contains("CAP_SYS_ADMIN") && text.contains("--attach fentry"),
             "{text}"
@@ -278,7 +306,8 @@ mod tests {
 
     #[test]
     fn a_raised_memory_limit_replaces_sys_resource() {
-        let three = with(&[
+        let four = with(&[
+            Capability::CapDacReadSearch,
             Capability::CapBpf,
             Capability::CapPerfmon,
             Capability::CapSysPtrace,
@@ -287,10 +316,10 @@ mod tests {
             memlock_is_charged: true,
             ..PLAIN
         };
-        assert_eq!(names(three, charged), ["CAP_SYS_RESOURCE"]);
+        assert_eq!(names(four, charged), ["CAP_SYS_RESOURCE"]);
         assert_eq!(
             names(
-                three,
+                four,
                 Situation {
                     memlock_is_unlimited: true,
                     ..charged

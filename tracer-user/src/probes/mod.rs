@@ -389,7 +389,11 @@ impl Probes {
             self.unreadable_at_start = unreadable;
             for pagemap in armed {
                 if let Err(error) = self.handshake(&pagemap) {
-                    // It may have exited meanwhile.
+                    let cause = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+                    if cause == Some(std::io::ErrorKind::PermissionDenied) {
+                        self.unreadable_at_start += 1;
+                    }
+                    // Or it may have exited meanwhile.
                     tracing::debug!(%error, "an armed process could not be adopted");
                 }
             }

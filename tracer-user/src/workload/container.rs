@@ -156,7 +156,7 @@ fn pod_uid(name: &str) -> Option<String> {
         None => name.strip_prefix("pod")?.to_owned(),
     };
     let hash = uid.len() == 32 && uid.bytes().all(is_digit);
-    let uuid = uid.len() == 36
+    let dashed = uid.len() == 36
         && uid.bytes().enumerate().all(|(place, byte)| {
             if matches!(place, 8 | 13 | 18 | 23) {
                 byte == b'-'
@@ -164,7 +164,7 @@ fn pod_uid(name: &str) -> Option<String> {
                 is_digit(byte)
             }
         });
-    (hash || uuid).then_some(uid)
+    (hash || dashed).then_some(uid)
 }
 
 /// The beginning of a container id, as `docker ps` and `crictl ps` show it, or as Kubernetes writes the whole:

@@ -17,7 +17,7 @@ pub(super) fn of(components: &[&str]) -> Option<String> {
 }
 
 fn next<'c>(components: &mut impl Iterator<Item = &'c &'c str>) -> Option<String> {
-    let name = components.find(|name| !name.ends_with(".slice"))?;
+    let name = components.find(|name| name.strip_suffix(".slice").is_none())?;
     // A name that would clash with a file of the cgroup file system gets a `_` before it (cg_escape).
     let name = name.strip_prefix('_').unwrap_or(name);
     SUFFIXES

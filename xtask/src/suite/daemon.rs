@@ -30,11 +30,21 @@ impl Daemon {
     /// # Errors
     /// With the end of its log if it does not become ready.
     pub fn start(listen: SocketAddr, arguments: &[&str], log: &str) -> Result<Self> {
-        let file = File::create(log).with_context(|| log.to_owned())?;
-        let child = Command::new("sdtrace")
+        let mut command = Command::new("sdtrace");
+        command
             .arg("run")
             .args(["--listen", &listen.to_string()])
-            .args(arguments)
+            .args(arguments);
+        Self::start_by(command, listen, log)
+    }
+
+    /// The same with a command of the caller's own, which makes sdtrace listen there.
+    ///
+    /// # Errors
+    /// With the end of its log if it does not become ready.
+    pub fn start_by(mut command: Command, listen: SocketAddr, log: &str) -> Result<Self> {
+        let file = File::create(log).with_context(|| log.to_owned())?;
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

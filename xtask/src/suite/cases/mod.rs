@@ -3,6 +3,7 @@
 mod errors;
 mod lifecycle;
 mod load;
+mod operations;
 mod processes;
 mod scenes;
 
@@ -26,6 +27,9 @@ pub fn all() -> Vec<Test> {
         errors::no_btf_is_named,
         errors::check_says_that_run_would_work,
         errors::wrong_layouts_are_refused,
+        operations::the_service_runs_without_root,
+        operations::the_least_privileges_are_enough,
+        operations::a_container_is_tracked_alone,
         lifecycle::starts,
         lifecycle::verdicts_are_as_expected,
         processes::armed_before_the_start_is_adopted,
