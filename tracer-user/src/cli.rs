@@ -114,6 +114,10 @@ pub struct RunArgs {
     /// Put this label on every metric, cluster=berlin for instance; may be given up to 32 times.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub labels: Vec<Label>,
+    /// Metrics by workload (container or systemd unit) for the COUNT with the most faults, the rest as one; up to 200.
+    /// Without it, none.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub top_workloads: Option<u16>,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,

@@ -16,6 +16,7 @@ use tracer_common::table::{VmaKey, VmaRow};
 
 use crate::export::metrics::Metrics;
 use crate::export::metrics::reading::{MapUsage, Reading};
+use crate::export::metrics::workloads::Workloads;
 use crate::export::pulse::Pulse;
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
@@ -118,6 +119,7 @@ pub(super) struct Agent {
     records: Vec<Record>,
     missed: Vec<MissedRuns>,
     pulse: Pulse,
+    workloads: Option<Workloads>,
 }
 
 impl Agent {
@@ -138,7 +140,17 @@ impl Agent {
             records: Vec::new(),
             missed: Vec::new(),
             pulse: Pulse::default(),
+            workloads: None,
         }
+    }
+
+    /// Keeps account by workload, with series for this many.
+    pub(super) fn with_top_workloads(mut self, most: Option<u16>) -> Self {
+        self.workloads = most.map(|most| Workloads::new(usize::from(most)));
+        if self.workloads.is_some() {
+            self.ledger.keep_departed();
+        }
+        self
     }
 
     /// Whether everything that was asked for is attached.
@@ -224,6 +236,11 @@ impl Agent {
         for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
             tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
         }
+        if let Some(workloads) = &mut self.workloads {
+            for departed in self.ledger.take_departed() {
+                workloads.depart(&departed);
+            }
+        }
         self.pulse.beat(Instant::now());
     }
 
@@ -242,6 +259,9 @@ impl Agent {
         // A file of /proc for each program: too much for every turn.
         self.missed = self.kernel.probes.missed_runs();
         self.turn();
+        if let Some(workloads) = &mut self.workloads {
+            workloads.update(self.ledger.tallies());
+        }
         // Whoever asked may have gone; that is no matter.
         match request {
             Request::Reading(answer) => drop(answer.send(self.reading())),
@@ -273,6 +293,7 @@ impl Agent {
             undecodable: self.kernel.probes.undecoded(),
             fault_times_measured: self.fault_times_measured,
             unreadable_at_start: self.kernel.probes.unreadable_at_start as u64,
+            workloads: self.workloads.as_ref().map(Workloads::top),
             ready: false,
         }
     }

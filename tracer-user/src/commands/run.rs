@@ -156,7 +156,8 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
             "processes could not be read; one of them may be armed and is not tracked before its next clear"
         );
     }
-    let agent = Agent::new(started, limits, fault_return, metrics, surroundings);
+    let agent = Agent::new(started, limits, fault_return, metrics, surroundings)
+        .with_top_workloads(arguments.top_workloads);
     let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
     service::ending();
     tracing::info!("detached");

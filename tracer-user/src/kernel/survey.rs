@@ -200,7 +200,10 @@ mod tests {
             .iter()
             .map(|missing| missing.capability.to_string())
             .collect();
-        assert_eq!(missing, ["CAP_SYS_RESOURCE", "CAP_SYS_ADMIN"]);
+        assert_eq!(
+            missing,
+            ["CAP_DAC_READ_SEARCH", "CAP_SYS_RESOURCE", "CAP_SYS_ADMIN"]
+        );
         assert_eq!(survey.in_initial_user_namespace, Some(false));
         assert_eq!(survey.unreadable, Vec::<String>::new());
     }

@@ -21,6 +21,7 @@ mod sources;
 mod space;
 #[cfg(test)]
 mod tests;
+mod workloads;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -35,6 +36,7 @@ pub use space::Origin;
 use tracer_common::records::{CLEAR_TRACKED, ClearRecord, Record, TaskIdentity, TrackRecord};
 use tracer_common::table::VmaRow;
 use tracer_common::tracked::ORIGIN_FORK;
+pub use workloads::{Measure, Measured, Tally};
 
 use epoch::Opening;
 use rows::{RowState, RowView};
@@ -67,6 +69,7 @@ pub struct Ledger {
     folded_epochs: u64,
     folded_vmas: u64,
     other_clears: VecDeque<ClearRecord>,
+    departed: workloads::Departed,
     loss: loss::State,
 }
 
@@ -87,6 +90,7 @@ impl Ledger {
             folded_epochs: 0,
             folded_vmas: 0,
             other_clears: VecDeque::new(),
+            departed: workloads::Departed::default(),
             loss: loss::State::default(),
         }
     }

@@ -91,6 +91,7 @@ impl Ledger {
         let mut excess = self.ended.len().saturating_sub(self.limits.ended_address_spaces);
         let (spaces, ids, folded) = (&mut self.spaces, &mut self.ids, &mut self.folded);
         let (folded_spaces, folded_epochs) = (&mut self.folded_spaces, &mut self.folded_epochs);
+        let departed = &mut self.departed;
         self.ended.retain(|id| {
             // While it has rows, late counts need it.
             if excess == 0 || spaces.get(id).is_some_and(|space| space.rows > 0) {
@@ -98,6 +99,7 @@ impl Ledger {
             }
             excess -= 1;
             if let Some(space) = spaces.remove(id) {
+                departed.note(&space);
                 folded.add(&space.counts());
                 *folded_spaces += 1;
                 *folded_epochs += space.epochs.len() as u64;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tracer_common::table::VmaKey;
 
 use super::simulated::{Kernel, Shared, Truth};
-use super::{Ledger, Limits, Surroundings, dump};
+use super::{Ledger, Limits, Measure, Surroundings, dump};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -49,14 +49,19 @@ struct World {
     ledger: Ledger,
     /// When the ring buffer was last seen empty.
     drained_ns: u64,
+    /// The faults of every address space that the ledger gave up, by its last word.
+    departed: u64,
 }
 
 impl World {
     fn new(rows: u32, ring: usize, limits: Limits) -> Self {
+        let mut ledger = Ledger::new(limits);
+        ledger.keep_departed();
         Self {
             kernel: Shared(Rc::new(RefCell::new(Kernel::new(rows, ring)))),
-            ledger: Ledger::new(limits),
+            ledger,
             drained_ns: 0,
+            departed: 0,
         }
     }
 
@@ -102,6 +107,10 @@ impl World {
         let mut kernel = self.kernel.clone();
         let errors = self.ledger.look(&mut kernel, &self.kernel, now);
         assert!(errors.is_empty(), "{errors:?}");
+        for tally in self.ledger.take_departed() {
+            // A record that comes very late makes an address space anew, which then departs again.
+            self.departed += tally.measured[Measure::Faults as usize];
+        }
     }
 
     fn assert_sums(&self) {
@@ -111,6 +120,15 @@ impl World {
         assert_eq!(
             total, kernel.counters,
             "sum over the ledger and the kernel's counters"
+        );
+        let tallies = self.ledger.tallies();
+        let present: u64 = tallies
+            .map(|tally| tally.measured[Measure::Faults as usize])
+            .sum();
+        assert_eq!(
+            present + self.departed + self.ledger.pending().faults(),
+            self.ledger.total().faults(),
+            "sum over the address spaces, also those that are gone"
         );
     }
 

@@ -23,7 +23,7 @@ pub fn render() -> Result<String> {
         "# Metrics\n\n\
          Made from the registry by `sdtrace metrics-docs`; a test compares. Names that begin with `softdirty_` \
          are observations, those with `sdtrace_` are about sdtrace itself. No metric has a pid, an address or a \
-         path as a label.\n",
+         path as a label. Labels that are given with `--label` come on top, on every metric.\n",
     );
     for family in &metrics.gather(Reading::example()) {
         describe(&mut text, family)?;
@@ -37,6 +37,9 @@ fn open_values(family: &str, label: &str) -> Option<&'static str> {
     Some(match (family, label) {
         (_, "version") => "a version",
         (_, "release") => "as `uname -r` prints it",
+        (_, "workload") => {
+            "`docker-` and 12 digits of the id, `nginx.service`, …; `other` for all without series"
+        }
         (_, "map") => "`rows`, `address_spaces`",
         ("sdtrace_probe_verdict", "probe") => "a kernel function or tracepoint",
         (_, "probe") => "a program of the eBPF object",

@@ -12,6 +12,7 @@ mod own;
 pub mod reading;
 #[cfg(test)]
 mod tests;
+pub mod workloads;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -120,7 +121,7 @@ impl Metrics {
         self.registry.register(Box::new(self.wait.clone()))?;
         self.registry.register(Box::new(self.hold.clone()))?;
         self.registry.register(Box::new(self.scrape.clone()))?;
-        for collect in [observed::families, own::families] {
+        for collect in [observed::families, own::families, workloads::families] {
             let at_scrape = AtScrape::new(Arc::clone(&self.reading), collect)?;
             self.registry.register(Box::new(at_scrape))?;
         }

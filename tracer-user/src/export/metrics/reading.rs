@@ -2,6 +2,7 @@
 
 use tracer_common::counters::{Counter, Stage};
 
+use super::workloads::TopWorkloads;
 use crate::ledger::Summary;
 use crate::probes::counters::CounterSums;
 use crate::probes::missed::MissedRuns;
@@ -37,6 +38,8 @@ pub struct Reading {
     pub fault_times_measured: bool,
     /// Processes that could not be read when sdtrace looked for armed ones at its start.
     pub unreadable_at_start: u64,
+    /// The account by workload, if it was asked for.
+    pub workloads: Option<TopWorkloads>,
     /// Whether `/readyz` says yes.
     pub ready: bool,
 }
@@ -71,6 +74,7 @@ impl Reading {
                 capacity: 0,
             }],
             fault_times_measured: true,
+            workloads: Some(TopWorkloads::example()),
             ..Self::default()
         }
     }

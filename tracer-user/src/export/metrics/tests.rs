@@ -136,7 +136,12 @@ fn a_kernel_that_does_not_count_skipped_runs_is_named_so() {
 #[test]
 fn names_are_unique_and_described() {
     let all = Reading::example();
-    let families = [observed::families(&all), own::families(&all)].concat();
+    let families = [
+        observed::families(&all),
+        own::families(&all),
+        workloads::families(&all),
+    ]
+    .concat();
     let names: BTreeSet<_> = families.iter().map(|family| family.name().to_owned()).collect();
     assert_eq!(names.len(), families.len());
     for family in &families {

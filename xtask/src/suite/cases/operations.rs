@@ -136,15 +136,36 @@ pub fn a_container_is_tracked_alone(suite: &mut Suite) -> Result<()> {
     let mut outside = Actor::start("shared")?;
     let log = suite.options.out.join("container.log");
     let attach = suite.options.attach.clone();
-    let arguments = ["--attach", &attach, "--container", &id[..12]];
+    let arguments = [
+        "--attach",
+        &attach,
+        "--container",
+        &id[..12],
+        "--top-workloads",
+        "1",
+    ];
     let daemon = Daemon::start(Suite::address(), &arguments, &log.to_string_lossy())?;
     inside.clear_itself()?;
     outside.clear_itself()?;
+    inside.act()?;
+    outside.act()?;
     let scrape = daemon.scrape()?;
     for (result, expected) in [("tracked", 1), ("filtered", 1)] {
         let count = scrape.count("softdirty_clears_total", &[("result", result)])?;
         ensure!(count == expected, "{count} clears are {result}");
     }
+    let named = [
+        ("workload_kind", "container"),
+        ("workload", "docker-0123456789ab"),
+    ];
+    let faults = scrape.count("softdirty_workload_write_notify_faults_total", &named)?;
+    let all = scrape.sum("softdirty_write_notify_faults_total", &[])?;
+    ensure!(
+        faults == all && faults > 0,
+        "{faults} of {all} faults are the container's"
+    );
+    let clears = scrape.count("softdirty_workload_clears_total", &named)?;
+    ensure!(clears == 1, "{clears} clears are the container's");
     let ledger = daemon.ledger()?;
     ensure!(
         ledger.space_of(inside.pid()).is_some(),
