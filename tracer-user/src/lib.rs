@@ -4,6 +4,7 @@ pub mod battery;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod detectors;
 pub mod export;
 pub mod kernel;
 pub mod ledger;

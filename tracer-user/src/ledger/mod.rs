@@ -21,6 +21,7 @@ mod sources;
 mod space;
 #[cfg(test)]
 mod tests;
+mod view;
 mod workloads;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -36,6 +37,7 @@ pub use space::Origin;
 use tracer_common::records::{CLEAR_TRACKED, ClearRecord, Record, TaskIdentity, TrackRecord};
 use tracer_common::table::VmaRow;
 use tracer_common::tracked::ORIGIN_FORK;
+pub use view::Description;
 pub use workloads::{Measure, Measured, Tally};
 
 use epoch::Opening;

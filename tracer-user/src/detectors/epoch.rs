@@ -1,0 +1,306 @@
+//! One epoch, as the detectors see it.
+
+use std::collections::BTreeMap;
+
+use tracer_common::audit::{PagesRecord, Reader, VmaRecord};
+use tracer_common::flags::{VM_SHARED, is_armed};
+use tracer_common::records::{Blind, ClearRecord};
+
+use super::cause::{Cause, Dropped, Evidence};
+use super::findings::{Budget, Counted, Findings, PAGE, PageFinding, Rank, Sight};
+use super::hazards::born_writable;
+use super::ranges::{Range, RangeSet};
+use super::verdict::{Unknown, Verdict};
+use super::worked::{AtClear, FileHole, Work, Worked, hole_in};
+use super::{exposed, lost};
+
+/// Ranges that are remembered of what was dropped, for each reason.
+const DROPPED_RANGES: usize = 256;
+/// Holes in files that are remembered in one epoch.
+const HOLES: usize = 64;
+
+/// What opened an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    Clear(Box<ClearRecord>),
+    Adopted,
+    Fork,
+    Unseen,
+}
+
+/// How an epoch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// By a clear, which audited it first.
+    Clear,
+    /// By exec or exit.
+    Gone,
+    Unseen,
+}
+
+/// An epoch.
+#[derive(Clone, Debug)]
+pub(super) struct Epoch {
+    pub(super) opening: Opening,
+    pub(super) ending: Option<(Ending, u64)>,
+    /// Final: the page states are gone.
+    pub(super) finished: bool,
+    /// Its incidents do not know their ranges any more.
+    pub(super) ranges_given_up: bool,
+    /// What of [`Self::dropped_pages`] the totals have.
+    pub(super) dropped_counted: [u64; Dropped::ALL.len()],
+    pub(super) at_clear: Option<AtClear>,
+    pub(super) worked: Worked,
+    holes: Vec<FileHole>,
+    pub(super) findings: Findings,
+    /// What was dropped, by [`Dropped`].
+    pub(super) dropped: [RangeSet; Dropped::ALL.len()],
+    /// Pages dropped, by [`Dropped`], each once.
+    pub(super) dropped_pages: [u64; Dropped::ALL.len()],
+    /// Ranges that were mapped after the clear and have lost `VM_SOFTDIRTY`.
+    pub(super) fresh: RangeSet,
+    /// Ranges that pages were moved to over others; whoever looks at the pages takes them out.
+    pub(super) to_verify: RangeSet,
+    pub(super) unknown: BTreeMap<Unknown, u64>,
+    pub(super) blind: [u64; Blind::ALL.len()],
+    /// VMAs and pages that the clear at its end tested.
+    pub(super) audited: Option<(u32, u64)>,
+}
+
+impl Epoch {
+    pub(super) fn new(opening: Opening) -> Self {
+        let mut unknown = BTreeMap::new();
+        let mut blind = [0; Blind::ALL.len()];
+        match &opening {
+            Opening::Clear(record) => blind = record.blind_bytes,
+            Opening::Adopted => drop(unknown.insert(Unknown::Adopted, 1)),
+            Opening::Fork => drop(unknown.insert(Unknown::Forked, 1)),
+            Opening::Unseen => drop(unknown.insert(Unknown::OpeningUnseen, 1)),
+        }
+        Self {
+            opening,
+            ending: None,
+            finished: false,
+            ranges_given_up: false,
+            dropped_counted: [0; Dropped::ALL.len()],
+            at_clear: None,
+            worked: Worked::default(),
+            holes: Vec::new(),
+            findings: Findings::default(),
+            dropped: Default::default(),
+            dropped_pages: [0; Dropped::ALL.len()],
+            fresh: RangeSet::default(),
+            to_verify: RangeSet::default(),
+            unknown,
+            blind,
+            audited: None,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.ending.is_none()
+    }
+
+    pub(super) fn opened_by_clear(&self) -> Option<&ClearRecord> {
+        match &self.opening {
+            Opening::Clear(record) => Some(record),
+            Opening::Adopted | Opening::Fork | Opening::Unseen => None,
+        }
+    }
+
+    pub(super) fn note_unknown(&mut self, reason: Unknown, count: u64) {
+        if count > 0 && !self.finished {
+            *self.unknown.entry(reason).or_default() += count;
+        }
+    }
+
+    /// May a tracker rely on it? For an open epoch: as far as is known now.
+    pub(super) fn verdict(&self) -> Verdict {
+        let standing = || self.findings.standing();
+        if standing().any(|(_, evidence, _)| evidence.is_miss()) {
+            Verdict::Broken
+        } else if standing().next().is_some()
+            || self.blind.iter().any(|&bytes| bytes > 0)
+            || !self.unknown.is_empty()
+            || !self.to_verify.is_empty()
+        {
+            Verdict::Suspect
+        } else {
+            Verdict::Trusted
+        }
+    }
+
+    /// Takes in what was found in one chunk. `merged`: a fresh range became part of this VMA in an older epoch.
+    pub(super) fn pages(&mut self, record: &PagesRecord, merged: bool, budget: &mut Budget) -> Counted {
+        let vma_range = Range {
+            start: record.vma.key.start,
+            end: record.vma.end,
+        };
+        let shared = record.vma.key.flags & VM_SHARED != 0;
+        let merged = merged || self.fresh.overlaps(vma_range);
+        let holes: Vec<Range> = self.holes.iter().map(|hole| hole_in(&record.vma, hole)).collect();
+        let mut found = Vec::new();
+        let mut interesting = record.exposed;
+        interesting.add(&record.lost);
+        interesting.add(&record.moved);
+        for page in interesting.iter() {
+            let range = Range::of(record.address + page as u64 * PAGE, PAGE);
+            let mark = tracer_common::pages::cause_of(record.causes[page], record.epoch);
+            let mut put = |rank, cause| found.push(PageFinding { page, rank, cause });
+            if record.exposed.contains(page) {
+                let cause = exposed::cause(exposed::Around {
+                    mark,
+                    born_writable: born_writable(&record.vma.key),
+                    merged,
+                    protected: self.worked.on(Work::Protect, range),
+                });
+                let dirty = record.exposed_dirty.contains(page);
+                put(if dirty { Rank::ExposedDirty } else { Rank::Exposed }, cause);
+            }
+            if record.moved.contains(page) {
+                if record.none.contains(page) {
+                    self.to_verify.remove(range);
+                    self.findings.hazard(Cause::MremapGrow, range, sight(record));
+                } else if self.worked.on(Work::UserfaultMovedHere, range) {
+                    put(Rank::Observed, Cause::UserfaultfdMove);
+                } else {
+                    put(Rank::Observed, Cause::MremapTableMove);
+                }
+            }
+            if !record.lost.contains(page) {
+                continue;
+            }
+            if record.raced.contains(page) {
+                put(Rank::Raced, Cause::Unknown);
+                continue;
+            }
+            let entry = if record.none.contains(page) {
+                lost::Entry::None
+            } else if record.zero.contains(page) {
+                lost::Entry::Zero
+            } else {
+                lost::Entry::Page
+            };
+            match lost::judge(&lost::Around {
+                shared,
+                entry,
+                mark,
+                worked: &self.worked,
+                hole: holes.iter().any(|hole| hole.overlaps(range)),
+                page: range,
+            }) {
+                lost::Lost::Missed(cause) => put(Rank::Observed, cause),
+                lost::Lost::Dropped(reason) => self.drop_range(reason, range),
+            }
+        }
+        let raced = self.findings.raced;
+        let unlisted = self.findings.unlisted;
+        let counted = self.findings.pages(record.address, &found, sight(record), budget);
+        self.note_unknown(Unknown::FindingsFull, self.findings.unlisted - unlisted);
+        if self.findings.raced != raced {
+            if self.findings.raced == 0 {
+                self.unknown.remove(&Unknown::RacedWithClear);
+            } else {
+                self.unknown.insert(Unknown::RacedWithClear, self.findings.raced);
+            }
+        }
+        counted
+    }
+
+    /// Notes dropped content; a page counts once per epoch, under the first reason.
+    pub(super) fn drop_range(&mut self, reason: Dropped, range: Range) {
+        let mut new = vec![range];
+        for known in &self.dropped {
+            new = new.into_iter().flat_map(|part| known.missing(part)).collect();
+        }
+        let at = reason as usize;
+        for part in new {
+            self.dropped_pages[at] += self.dropped[at].insert_bounded(part, DROPPED_RANGES) / PAGE;
+        }
+    }
+
+    /// Remembers a hole in a file, for pages that are found missing later.
+    pub(super) fn note_hole(&mut self, hole: FileHole) {
+        if self.holes.contains(&hole) {
+            return;
+        }
+        if self.holes.len() < HOLES {
+            self.holes.push(hole);
+        } else {
+            // What the hole took away would be called a missed write.
+            self.note_unknown(Unknown::FindingsFull, 1);
+        }
+    }
+
+    /// Addresses of a VMA as it is now that were not in it at the clear.
+    pub(super) fn new_addresses(&self, record: &VmaRecord) -> Option<Vec<Range>> {
+        let vma = Range {
+            start: record.vma.key.start,
+            end: record.vma.end,
+        };
+        Some(self.at_clear.as_ref()?.intact.missing(vma))
+    }
+
+    /// What of a dropped-content call hit VMAs that the clear had met.
+    pub(super) fn drop_by(&mut self, work: Work, range: Range) {
+        let Some(at_clear) = &self.at_clear else { return };
+        let parts: Vec<_> = at_clear
+            .overlapping(range)
+            .filter(|vma| is_armed(vma.key.flags))
+            .filter_map(|vma| {
+                let reason = super::worked::dropping(work, vma.is_shared())?;
+                Some((reason, vma.range().and(range)))
+            })
+            .collect();
+        for (reason, part) in parts {
+            self.drop_range(reason, part);
+        }
+    }
+
+    /// The addresses whose content the tracker should read anew, whatever the bits say.
+    pub(super) fn dump_again(&self, most: usize) -> RangeSet {
+        let mut all = RangeSet::default();
+        for (_, _, incident) in self.findings.standing() {
+            all.add(&incident.ranges, most);
+        }
+        all.add(&self.to_verify, most);
+        all
+    }
+
+    /// Ends it for good: gives up what only further findings would need.
+    pub(super) fn finish(&mut self, budget: &mut Budget) {
+        self.finished = true;
+        self.unknown.remove(&Unknown::AuditBehind);
+        self.findings.forget_pages(budget);
+        self.at_clear = None;
+        self.worked = Worked::default();
+        self.holes = Vec::new();
+        self.dropped = Default::default();
+        self.fresh = RangeSet::default();
+    }
+
+    /// Keeps the counts of a finished epoch and gives its ranges up.
+    pub(super) fn give_up_ranges(&mut self) {
+        self.ranges_given_up = true;
+        for incident in self.findings.incidents.values_mut() {
+            incident.ranges = RangeSet::default();
+            incident.vmas = Vec::new();
+        }
+    }
+
+    /// Pages that stand under this evidence, by cause.
+    pub(super) fn standing_pages(&self, wanted: Evidence) -> impl Iterator<Item = (Cause, u64)> {
+        self.findings
+            .standing()
+            .filter(move |&(_, evidence, _)| evidence == wanted)
+            .map(|(cause, _, incident)| (cause, incident.pages))
+    }
+}
+
+pub(super) fn sight(record: &PagesRecord) -> Sight<'_> {
+    Sight {
+        vma: Some(&record.vma),
+        reader: Reader::from_raw(record.reader),
+        at_ns: record.header.time_ns,
+    }
+}

@@ -1,0 +1,83 @@
+//! Class A: page-table entries that are writable without the soft-dirty bit. Why?
+
+use tracer_common::pages::PageCause;
+
+use super::cause::Cause;
+
+/// What is known about an exposed page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Around {
+    /// Which mechanism touched the page in this epoch.
+    pub(super) mark: Option<PageCause>,
+    /// Entries of its VMA may be born writable.
+    pub(super) born_writable: bool,
+    /// A range that had just been mapped became part of its VMA and lost `VM_SOFTDIRTY`, in this epoch or before.
+    pub(super) merged: bool,
+    /// mprotect worked on the page in this epoch.
+    pub(super) protected: bool,
+}
+
+/// Why a page is exposed.
+///
+/// Migration marks name single pages. A merge comes before mprotect because an mprotect is what merges often; a
+/// page protection that is writable without either is the bug of 2014, or a driver that sets it.
+pub(super) fn cause(around: Around) -> Cause {
+    match around {
+        Around {
+            mark: Some(PageCause::Migration),
+            ..
+        } => Cause::MigrationRace,
+        Around {
+            mark: Some(PageCause::HugeMigration),
+            ..
+        } => Cause::MigrationRaceThp,
+        Around {
+            born_writable: true,
+            merged: true,
+            ..
+        } => Cause::VmaMerge,
+        Around { protected: true, .. } => Cause::MprotectUpgrade,
+        Around {
+            born_writable: true, ..
+        } => Cause::SharedReadFault,
+        Around { merged: true, .. } => Cause::VmaMerge,
+        _ => Cause::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_explanation_wins() {
+        let around = Around {
+            mark: Some(PageCause::Migration),
+            born_writable: true,
+            merged: true,
+            protected: true,
+        };
+        assert_eq!(cause(around), Cause::MigrationRace);
+        let around = Around {
+            mark: Some(PageCause::Ksm),
+            ..around
+        };
+        assert_eq!(cause(around), Cause::VmaMerge);
+        let around = Around {
+            merged: false,
+            ..around
+        };
+        assert_eq!(cause(around), Cause::MprotectUpgrade);
+        let around = Around {
+            protected: false,
+            ..around
+        };
+        assert_eq!(cause(around), Cause::SharedReadFault);
+        assert_eq!(cause(Around::default()), Cause::Unknown);
+        let thp = Around {
+            mark: Some(PageCause::HugeMigration),
+            ..Around::default()
+        };
+        assert_eq!(cause(thp), Cause::MigrationRaceThp);
+    }
+}

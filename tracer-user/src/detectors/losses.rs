@@ -1,0 +1,104 @@
+//! What was not seen while an epoch lasted.
+//!
+//! The counters of losses are of the whole machine. Whatever grew between two samples may have concerned any epoch
+//! that lived between them, so each of those is not trusted any more. A sample is taken after the records that were
+//! there have been taken in, so an epoch whose end is known has ended before the sample.
+
+use std::collections::BTreeMap;
+
+use tracer_common::counters::Stage;
+
+use super::Detectors;
+use super::epoch::Epoch;
+use super::verdict::{LOSSES, Unknown};
+
+/// The counters, as they stand now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// By stage of the programs.
+    pub stages: BTreeMap<Stage, u64>,
+    /// Bytes from the ring buffer that were no record.
+    pub undecodable: u64,
+    /// What the ledger misses or finds contradictory.
+    pub missing_records: u64,
+    /// Runs of probes that the kernel skipped and counted; `None` if nobody has asked since the last sample.
+    pub missed_runs: Option<u64>,
+    /// Probes that are needed and are not attached.
+    pub unavailable_probes: u64,
+    /// Since when write faults are watched, monotonic; `None`: from the start on.
+    pub watched_since_ns: Option<u64>,
+}
+
+impl Sample {
+    fn counts(&self) -> impl Iterator<Item = (Unknown, u64)> {
+        let stages = LOSSES.into_iter().map(|stage| {
+            let count = self.stages.get(&stage).copied().unwrap_or(0);
+            (Unknown::Lost(stage), count)
+        });
+        let own = [
+            (Unknown::Undecodable, Some(self.undecodable)),
+            (Unknown::MissingRecords, Some(self.missing_records)),
+            (Unknown::MissedProbeRuns, self.missed_runs),
+        ];
+        let own = own
+            .into_iter()
+            .filter_map(|(reason, count)| Some((reason, count?)));
+        stages.chain(own)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    last: BTreeMap<Unknown, u64>,
+    unavailable: u64,
+    watched_since_ns: Option<u64>,
+}
+
+impl State {
+    /// Marks an epoch that begins with what is missing already.
+    pub(super) fn note_start(&self, epoch: &mut Epoch, opened_ns: u64) {
+        epoch.note_unknown(Unknown::ProbeUnavailable, self.unavailable);
+        if self.watched_since_ns.is_some_and(|since| opened_ns < since) {
+            epoch.note_unknown(Unknown::WatchStartedLate, 1);
+        }
+    }
+}
+
+impl Detectors {
+    /// Takes note of what was lost so far. The first sample should be taken before anything is tracked.
+    pub fn note_losses(&mut self, sample: &Sample) {
+        self.losses.unavailable = sample.unavailable_probes;
+        self.losses.watched_since_ns = sample.watched_since_ns;
+        for (reason, count) in sample.counts() {
+            let last = self.losses.last.insert(reason, count).unwrap_or(0);
+            let more = count.saturating_sub(last);
+            if more == 0 {
+                continue;
+            }
+            for (&birth, space) in &mut self.spaces {
+                for (&number, epoch) in &mut space.epochs {
+                    if !epoch.finished {
+                        epoch.note_unknown(reason, more);
+                        self.touched.insert((birth, number));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes whether sdtrace's own audit has been through an address space within its period.
+    pub fn note_audit(&mut self, birth: u64, complete: bool) {
+        if let Some(epoch) = self
+            .spaces
+            .get_mut(&birth)
+            .and_then(super::Space::newest)
+            .filter(|epoch| epoch.is_open())
+        {
+            if complete {
+                epoch.unknown.remove(&Unknown::AuditBehind);
+            } else {
+                epoch.unknown.insert(Unknown::AuditBehind, 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! The detectors: from what the programs report to findings, causes and a verdict for each epoch.
+//!
+//! Records, the ledger and /proc come in through arguments and traits; everything here is pure. A module each:
+//! [`cause`] the closed lists, [`exposed`] class A, [`lost`] class B, [`hazards`] classes C and D and the state of
+//! whole VMAs, [`worked`] which mechanism worked where, [`findings`] each page once under its strongest evidence,
+//! [`losses`] what was not seen, [`verdict`] the answer, [`incident`] what is told about it.
+//!
+//! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
+//! gaps, so that they never say too little), and finished epochs, which go with those of the ledger.
+
+mod cause;
+mod epoch;
+mod exposed;
+mod findings;
+mod hazards;
+mod incident;
+mod losses;
+mod lost;
+mod ranges;
+mod tell;
+#[cfg(test)]
+mod tests;
+mod verdict;
+mod worked;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use tracer_common::audit::{RangeCause, RangeRecord};
+use tracer_common::records::{CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
+use tracer_common::tracked::ORIGIN_FORK;
+
+pub use cause::{Cause, Class, Dropped, Evidence};
+pub use incident::{Bound, Incident, SCHEMA, schema};
+pub use losses::Sample;
+pub use ranges::{Range, RangeSet};
+pub use tell::{Detection, Summary};
+pub use verdict::{LOSSES, Unknown, Verdict};
+pub use worked::VmaAtClear;
+
+use epoch::{Ending, Epoch, Opening};
+use findings::{Budget, Counted};
+use hazards::born_writable;
+use tell::Totals;
+use worked::{AtClear, DROPPING, FileHole, Remap, Work};
+
+/// How long after its end an epoch is kept open for records that come late.
+const GRACE_NS: u64 = 200_000_000;
+
+/// Bounds of the detectors' memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Chunks of 2 MiB whose pages are known one by one, over all epochs that are not finished; 512 bytes each.
+    pub chunks: usize,
+    /// Finished epochs whose incidents keep their ranges; some 4 KiB each, if they are scattered.
+    pub detailed_epochs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            chunks: 65_536,
+            detailed_epochs: 1_024,
+        }
+    }
+}
+
+/// What the detectors ask the ledger.
+pub trait LedgerView {
+    /// The VMAs that the clear met which opened this epoch; `None` if they are not all known.
+    fn vmas_at_clear(&self, birth: u64, epoch: u32) -> Option<Vec<VmaAtClear>>;
+    /// Whether this address space is live.
+    fn is_live(&self, birth: u64) -> bool;
+    /// Whether the ledger still lists this epoch.
+    fn lists(&self, birth: u64, epoch: u32) -> bool;
+    /// Live address spaces with the number of their newest epoch.
+    fn live(&self) -> Vec<(u64, u32)>;
+    /// Whose address space it is.
+    fn describe(&self, birth: u64) -> Option<crate::ledger::Description>;
+}
+
+/// One line of `/proc/PID/maps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// Addresses.
+    pub range: Range,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Name, as the kernel prints it.
+    pub path: Option<String>,
+}
+
+/// What is mapped where now, and under which name.
+pub trait Mappings {
+    /// The mappings of process `pid`, unless it is gone: a process that did not start at `start_ns` nanoseconds
+    /// after the boot is another one.
+    fn mappings(&self, pid: u32, start_ns: u64) -> Option<Vec<Mapping>>;
+}
+
+/// One address space.
+#[derive(Debug, Default)]
+struct Space {
+    epochs: BTreeMap<u32, Epoch>,
+    /// VMAs that have swallowed a range mapped after a clear, in any epoch.
+    merged: RangeSet,
+}
+
+impl Space {
+    fn newest(&mut self) -> Option<&mut Epoch> {
+        self.epochs.values_mut().next_back()
+    }
+
+    /// The epoch, made if no record told of it; `None` if it is finished.
+    fn epoch(&mut self, number: u32) -> Option<&mut Epoch> {
+        let newest = self.epochs.keys().next_back().copied().unwrap_or(0);
+        if number > newest {
+            self.epochs.insert(number, Epoch::new(Opening::Unseen));
+        }
+        self.epochs.get_mut(&number).filter(|epoch| !epoch.finished)
+    }
+
+    /// Ends every epoch before `number` that is open still.
+    fn end_before(&mut self, number: u32, ending: Ending, at_ns: u64) {
+        for (_, epoch) in self.epochs.range_mut(..number) {
+            if epoch.is_open() {
+                epoch.ending = Some((ending, at_ns));
+                if ending == Ending::Unseen {
+                    epoch.note_unknown(Unknown::EndUnseen, 1);
+                }
+            }
+        }
+    }
+}
+
+/// The detectors.
+#[derive(Debug)]
+pub struct Detectors {
+    limits: Limits,
+    spaces: BTreeMap<u64, Space>,
+    budget: Budget,
+    totals: Totals,
+    losses: losses::State,
+    /// Epochs whose incidents may have changed since they were told.
+    touched: BTreeSet<(u64, u32)>,
+    /// Finished epochs with ranges, oldest first.
+    detailed: VecDeque<(u64, u32)>,
+}
+
+impl Detectors {
+    /// Without anything found.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            spaces: BTreeMap::new(),
+            budget: Budget { left: limits.chunks },
+            totals: Totals::default(),
+            losses: losses::State::default(),
+            touched: BTreeSet::new(),
+            detailed: VecDeque::new(),
+        }
+    }
+
+    /// Takes in one record. The ledger must have taken in this one and looked at the rows already.
+    pub fn apply(&mut self, record: &Record, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+        match record {
+            Record::Clear(clear) => self.clear(clear, ledger),
+            Record::Track(track) => self.track(track),
+            Record::Exit(exit) => self.exit(exit),
+            Record::Pages(pages) => {
+                let birth = pages.vma.key.birth;
+                let whole = Range {
+                    start: pages.vma.key.start,
+                    end: pages.vma.end,
+                };
+                let space = self.spaces.entry(birth).or_default();
+                let merged = born_writable(&pages.vma.key) && space.merged.overlaps(whole);
+                let Some(epoch) = space.epoch(pages.epoch) else {
+                    self.totals.late += 1;
+                    return;
+                };
+                let counted = epoch.pages(pages, merged, &mut self.budget);
+                self.totals.flush_dropped(epoch);
+                self.count(&counted);
+                self.touched.insert((birth, pages.epoch));
+            }
+            Record::Vma(vma) => {
+                let birth = vma.vma.key.birth;
+                let space = self.spaces.entry(birth).or_default();
+                let mut merged = std::mem::take(&mut space.merged);
+                if let Some(epoch) = space.epoch(vma.epoch) {
+                    let new = hazards::vma(epoch, vma, &mut merged);
+                    self.totals.hazards(&new);
+                    self.touched.insert((birth, vma.epoch));
+                } else {
+                    self.totals.late += 1;
+                }
+                space.merged = merged;
+            }
+            Record::Range(range) => self.range(range, ledger, mappings),
+            // exec ends an address space by its exit, and faults are counted in rows.
+            Record::Exec(_) | Record::Fault(_) => {}
+        }
+    }
+
+    fn count(&mut self, counted: &Counted) {
+        for (&(cause, evidence), &pages) in counted {
+            // A cause may be found until the epoch is over.
+            if cause != Cause::Unknown {
+                self.totals.pages(cause, evidence, pages);
+            }
+        }
+    }
+
+    fn clear(&mut self, clear: &ClearRecord, ledger: &dyn LedgerView) {
+        if clear.status != CLEAR_TRACKED || clear.birth == 0 {
+            return;
+        }
+        let space = self.spaces.entry(clear.birth).or_default();
+        let number = clear.epoch;
+        if let Some(closed) = number
+            .checked_sub(1)
+            .and_then(|before| space.epochs.get_mut(&before))
+            && closed.is_open()
+        {
+            closed.ending = Some((Ending::Clear, clear.header.time_ns));
+            let new = hazards::closing_clear(closed, number - 1, clear);
+            self.totals.hazards(&new);
+            self.touched.insert((clear.birth, number - 1));
+        }
+        space.end_before(number, Ending::Unseen, clear.header.time_ns);
+        let opening = Opening::Clear(Box::new(*clear));
+        let epoch = match space.epochs.get_mut(&number) {
+            // Something of it was met before its record.
+            Some(epoch) if epoch.opening == Opening::Unseen && !epoch.finished => {
+                epoch.opening = opening;
+                epoch.blind = clear.blind_bytes;
+                epoch.unknown.remove(&Unknown::OpeningUnseen);
+                epoch
+            }
+            // Two records of one clear, or one that comes after everything is over.
+            Some(_) => {
+                self.totals.late += 1;
+                return;
+            }
+            None => {
+                let newest = space.epochs.keys().next_back().copied().unwrap_or(0);
+                if number < newest {
+                    self.totals.late += 1;
+                    return;
+                }
+                space.epochs.entry(number).or_insert_with(|| Epoch::new(opening))
+            }
+        };
+        epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
+        self.losses.note_start(epoch, clear.first_walk_ns);
+        let new = hazards::opening_clear(epoch, clear);
+        self.totals.hazards(&new);
+        self.touched.insert((clear.birth, number));
+    }
+
+    fn track(&mut self, track: &TrackRecord) {
+        let opening = if track.origin == ORIGIN_FORK {
+            Opening::Fork
+        } else {
+            Opening::Adopted
+        };
+        let space = self.spaces.entry(track.birth).or_default();
+        space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
+    }
+
+    fn exit(&mut self, exit: &ExitRecord) {
+        let space = self.spaces.entry(exit.birth).or_default();
+        let at_ns = exit.header.time_ns;
+        // The last epoch, even if its record never came.
+        let _ = space.epoch(exit.epoch);
+        space.end_before(exit.epoch, Ending::Unseen, at_ns);
+        space.end_before(u32::MAX, Ending::Gone, at_ns);
+        for &number in space.epochs.keys() {
+            self.touched.insert((exit.birth, number));
+        }
+    }
+
+    fn range(&mut self, record: &RangeRecord, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+        let Some(cause) = RangeCause::from_raw(record.cause) else {
+            self.totals.late += 1;
+            return;
+        };
+        if cause == RangeCause::FileHole {
+            self.hole(record, ledger, mappings);
+            return;
+        }
+        let range = worked::pages_of(record.start, record.length);
+        let at_ns = record.header.time_ns;
+        let space = self.spaces.entry(record.birth).or_default();
+        let Space { epochs: _, merged } = space;
+        match cause {
+            RangeCause::Remap => {
+                for replaced in Remap::of(record).replaced() {
+                    merged.remove(replaced);
+                }
+            }
+            _ => {}
+        }
+        let Some(epoch) = space.epoch(record.epoch) else {
+            self.totals.late += 1;
+            return;
+        };
+        let mut new = Vec::new();
+        match cause {
+            RangeCause::Remap => {
+                let remap = Remap::of(record);
+                new = hazards::remap(epoch, &remap, at_ns);
+                if remap.keeps_source {
+                    epoch.drop_by(Work::DontunmapSource, remap.source);
+                }
+                if let Some(at_clear) = &mut epoch.at_clear {
+                    for replaced in remap.replaced() {
+                        at_clear.intact.remove(replaced);
+                    }
+                }
+            }
+            RangeCause::UserfaultZero => new = hazards::userfault_zero(epoch, range, at_ns),
+            _ => {}
+        }
+        epoch.worked.take_in(record);
+        for work in DROPPING {
+            // What this very call dropped: a second call on the same pages drops nothing that counts again.
+            if work != Work::DontunmapSource && worked::is_by(record, work) {
+                let dropped = if work == Work::UserfaultMovedAway {
+                    worked::pages_of(record.from, record.length)
+                } else {
+                    range
+                };
+                epoch.drop_by(work, dropped);
+            }
+        }
+        self.totals.flush_dropped(epoch);
+        self.totals.hazards(&new);
+        self.touched.insert((record.birth, record.epoch));
+    }
+
+    /// A hole in a file concerns every address space that maps it.
+    fn hole(&mut self, record: &RangeRecord, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+        let hole = FileHole::of(record);
+        for (&birth, space) in &mut self.spaces {
+            let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
+                continue;
+            };
+            epoch.note_hole(hole);
+            if !epoch
+                .at_clear
+                .as_ref()
+                .is_some_and(|at_clear| at_clear.maps_file(&hole))
+            {
+                continue;
+            }
+            let owner = ledger.describe(birth).and_then(|space| space.owner);
+            let now = owner
+                .filter(|owner| owner.pid != 0)
+                .and_then(|owner| mappings.mappings(owner.pid, owner.start_ns));
+            for range in worked::holes_at(epoch.at_clear.as_ref(), &hole, now.as_deref()) {
+                epoch.drop_range(Dropped::FileHole, range);
+            }
+            self.totals.flush_dropped(epoch);
+        }
+    }
+
+    /// What somebody who read the pagemap of an address space in this epoch saw: whether the page is present (or
+    /// swapped), and its bit. Only pages that were moved here matter.
+    pub fn seen_in_pagemap(
+        &mut self,
+        birth: u64,
+        epoch: u32,
+        page: u64,
+        present: bool,
+        soft_dirty: bool,
+        at_ns: u64,
+    ) {
+        if let Some(found) = self
+            .spaces
+            .get_mut(&birth)
+            .and_then(|space| space.epochs.get_mut(&epoch))
+            .filter(|epoch| epoch.is_open())
+        {
+            let new = hazards::verified(found, page, present, soft_dirty, at_ns);
+            self.totals.hazards(&new);
+            self.touched.insert((birth, epoch));
+        }
+    }
+
+    /// Ranges of the newest epoch of an address space that somebody should look at, because pages were moved there.
+    #[must_use]
+    pub fn to_verify(&self, birth: u64) -> Option<(u32, Vec<Range>)> {
+        let (&number, epoch) = self.spaces.get(&birth)?.epochs.iter().next_back()?;
+        (epoch.is_open() && !epoch.to_verify.is_empty()).then(|| (number, epoch.to_verify.iter().collect()))
+    }
+
+    /// Brings the detectors in line with the ledger and finishes what is over. To be called after
+    /// [`Self::note_losses`] with a full sample, about once a second.
+    pub fn settle(&mut self, ledger: &dyn LedgerView, now_ns: u64) {
+        for (birth, newest) in ledger.live() {
+            let space = self.spaces.entry(birth).or_default();
+            if newest > 0
+                && space
+                    .epochs
+                    .keys()
+                    .next_back()
+                    .is_none_or(|&known| known < newest)
+            {
+                let _ = space.epoch(newest);
+                space.end_before(newest, Ending::Unseen, now_ns);
+            }
+        }
+        let mut finished = Vec::new();
+        for (&birth, space) in &mut self.spaces {
+            if !ledger.is_live(birth) {
+                space.end_before(u32::MAX, Ending::Unseen, now_ns);
+            }
+            for (&number, epoch) in &mut space.epochs {
+                let over = epoch.ending.is_some_and(|(_, at_ns)| now_ns >= at_ns + GRACE_NS);
+                if over && !epoch.finished {
+                    finished.push((birth, number));
+                }
+            }
+        }
+        for (birth, number) in finished {
+            self.finish(birth, number);
+        }
+        self.forget(ledger);
+    }
+
+    fn finish(&mut self, birth: u64, number: u32) {
+        let Some(epoch) = self
+            .spaces
+            .get_mut(&birth)
+            .and_then(|space| space.epochs.get_mut(&number))
+        else {
+            return;
+        };
+        if !epoch.to_verify.is_empty() {
+            epoch.note_unknown(Unknown::MoveUnverified, 1);
+        }
+        epoch.finish(&mut self.budget);
+        for evidence in [Evidence::Exposed, Evidence::Observed, Evidence::Proved] {
+            for (cause, pages) in epoch.standing_pages(evidence) {
+                if cause == Cause::Unknown {
+                    self.totals.pages(cause, evidence, pages);
+                }
+            }
+        }
+        self.totals.finished(epoch);
+        self.touched.insert((birth, number));
+        if epoch.findings.standing().next().is_some() {
+            self.detailed.push_back((birth, number));
+        }
+        while self.detailed.len() > self.limits.detailed_epochs {
+            if let Some((birth, number)) = self.detailed.pop_front()
+                && let Some(epoch) = self
+                    .spaces
+                    .get_mut(&birth)
+                    .and_then(|space| space.epochs.get_mut(&number))
+            {
+                epoch.give_up_ranges();
+                self.totals.folded += 1;
+            }
+        }
+    }
+
+    /// Forgets finished epochs that the ledger does not list any more and that everything was told about.
+    fn forget(&mut self, ledger: &dyn LedgerView) {
+        let touched = &self.touched;
+        self.spaces.retain(|&birth, space| {
+            space.epochs.retain(|&number, epoch| {
+                !epoch.finished || touched.contains(&(birth, number)) || ledger.lists(birth, number)
+            });
+            !space.epochs.is_empty() || ledger.is_live(birth)
+        });
+        let spaces = &self.spaces;
+        self.detailed.retain(|(birth, number)| {
+            spaces
+                .get(birth)
+                .is_some_and(|space| space.epochs.contains_key(number))
+        });
+    }
+}

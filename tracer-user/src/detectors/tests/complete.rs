@@ -1,0 +1,168 @@
+//! What was not seen, what came late, and what is given up.
+
+use super::*;
+
+type Change = fn(&mut Sample);
+
+#[test]
+fn every_kind_of_loss_forbids_trust() {
+    for stage in LOSSES {
+        let mut story = Story::new();
+        story.clear(1, vec![]);
+        story.lose(stage, 1);
+        story.clear(2, vec![]);
+        story.settle();
+        assert_eq!(story.of(1).verdict, Verdict::Suspect, "{stage:?}");
+        assert_eq!(story.of(1).reasons[0].name, stage.label());
+        // The loss was over when the next one began; nothing has been lost since.
+        story.lose(stage, 1);
+        story.clear(3, vec![]);
+        story.settle();
+        assert_eq!(story.of(2).verdict, Verdict::Trusted, "{stage:?}");
+    }
+    let own: [(Change, &str); 3] = [
+        (|sample| sample.undecodable = 1, "undecodable"),
+        (|sample| sample.missing_records = 1, "missing_records"),
+        (|sample| sample.missed_runs = Some(1), "missed_probe_runs"),
+    ];
+    for (change, reason) in own {
+        let mut story = Story::new();
+        story.clear(1, vec![]);
+        let mut sample = Sample::default();
+        change(&mut sample);
+        story.detectors.note_losses(&sample);
+        assert_eq!(story.of(1).reasons[0].name, reason);
+    }
+    let mut story = Story::new();
+    story.detectors.note_losses(&Sample {
+        unavailable_probes: 1,
+        watched_since_ns: Some(u64::MAX),
+        ..Sample::default()
+    });
+    story.clear(1, vec![]);
+    let reasons: Vec<_> = story
+        .of(1)
+        .reasons
+        .into_iter()
+        .map(|reason| reason.name)
+        .collect();
+    assert_eq!(reasons, ["probe_unavailable", "watch_started_late"]);
+}
+
+#[test]
+fn epochs_that_no_clear_opened_are_not_trusted() {
+    for (origin, reason) in [(ORIGIN_ADOPTED, "adopted"), (ORIGIN_FORK, "forked")] {
+        let mut story = Story::new();
+        let header = story.header();
+        story.apply(&Record::Track(TrackRecord {
+            header,
+            birth: BIRTH,
+            origin,
+            target: task(50),
+            ..TrackRecord::default()
+        }));
+        // The kernel side does not know what was there when it began; nor is it asked.
+        story.vma(private(0, 64), VMA_CHANGED);
+        let so_far = story.of(1);
+        assert_eq!(so_far.verdict, Verdict::Suspect);
+        assert_eq!(so_far.reasons.len(), 1);
+        assert_eq!(so_far.reasons[0].name, reason);
+        story.clear(2, vec![]);
+        assert_eq!(story.of(2).verdict, Verdict::Trusted);
+    }
+}
+
+#[test]
+fn records_that_never_came_leave_their_mark() {
+    let mut story = Story::new();
+    story.clear(1, vec![]);
+    story.clear(3, vec![]);
+    story.settle();
+    assert_eq!(story.of(1).verdict, Verdict::Suspect);
+    assert_eq!(story.of(1).reasons[0].name, "end_unseen");
+    assert_eq!(story.of(3).verdict, Verdict::Trusted);
+    // The ledger knows of a newer epoch, from its rows.
+    story.world.live.insert(BIRTH, 4);
+    story.settle();
+    assert_eq!(story.of(4).reasons[0].name, "opening_unseen");
+    // And that the address space is gone.
+    story.world.live.clear();
+    story.settle();
+    story.settle();
+    assert!(story.of(4).finished);
+}
+
+#[test]
+fn a_finding_that_overtakes_the_record_of_its_clear() {
+    let mut story = Story::new();
+    story.pages(private(0, 64), ksm);
+    assert_eq!(story.of(1).reasons[1].name, "opening_unseen");
+    story.clear(1, vec![private(0, 64)]);
+    let so_far = story.of(1);
+    assert_eq!((so_far.verdict, so_far.reasons.len()), (Verdict::Broken, 1));
+}
+
+#[test]
+fn a_finding_of_the_old_epoch_after_the_clear_still_counts_and_later_it_is_counted_as_late() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64)]);
+    story.clear(2, vec![private(0, 64)]);
+    story.pages(private(0, 64), ksm);
+    assert_eq!(story.of(1).verdict, Verdict::Broken);
+    story.settle();
+    story.pages(private(0, 64), |record| record.lost = PageSet::range(0, 64));
+    assert_eq!(story.found(1), [("ksm-merge".to_owned(), Evidence::Observed, 63)]);
+    assert_eq!(story.detectors.summary().late, 1);
+}
+
+#[test]
+fn memory_is_given_back() {
+    let mut story = Story::new();
+    story.detectors = Detectors::new(Limits {
+        chunks: 2,
+        detailed_epochs: 1,
+    });
+    for epoch in 1..=4 {
+        story.clear(epoch, vec![]);
+        for chunk in 0..3 {
+            story.pages(private(0, 512), |record| {
+                record.epoch = epoch;
+                record.address = CHUNK + (chunk << 21);
+                record.lost = PageSet::range(0, 2);
+                marked(record, PageCause::Ksm, 0, 2);
+            });
+        }
+        assert_eq!(story.detectors.budget.left, 0);
+        let found = &story.of(epoch).causes[0];
+        assert_eq!((found.pages, found.bound), (4, Bound::AtLeast));
+        assert_eq!(found.ranges.len(), 3);
+        assert!(
+            story
+                .of(epoch)
+                .reasons
+                .iter()
+                .any(|reason| reason.name == "findings_full" && reason.count == 2)
+        );
+        story.told();
+        story.clear(epoch + 1, vec![]);
+        story.settle();
+        story.told();
+        assert_eq!(story.detectors.budget.left, 2);
+    }
+    let summary = story.detectors.summary();
+    assert_eq!((summary.folded, summary.unlisted), (3, 8));
+    assert!(story.of(1).ranges_given_up);
+    assert_eq!(story.of(1).causes[0].pages, 4);
+    assert!(!story.of(4).ranges_given_up);
+    for epoch in 1..=5 {
+        story.world.unlisted.insert((BIRTH, epoch));
+    }
+    story.settle();
+    assert!(story.detectors.detection(BIRTH, 4).is_none());
+    assert!(story.detectors.detection(BIRTH, 5).is_some(), "it is open");
+    story.exit(5);
+    story.settle();
+    story.told();
+    story.settle();
+    assert!(story.detectors.spaces.is_empty());
+}

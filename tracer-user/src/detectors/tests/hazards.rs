@@ -1,0 +1,148 @@
+//! Hazards.
+
+use super::*;
+
+fn writable(mut vma: VmaAtClear) -> VmaAtClear {
+    vma.key.page_prot = PTE_WRITE;
+    vma
+}
+
+#[test]
+fn a_fresh_range_that_an_armed_vma_swallowed() {
+    let mut story = Story::new();
+    story.clear(1, vec![shared(0, 64)]);
+    // The range behind was mapped after the clear; now both are one VMA.
+    story.vma(writable(shared(0, 128)), VMA_CHANGED | VMA_BORN_WRITABLE);
+    story.pages(writable(shared(0, 128)), |record| {
+        record.exposed = PageSet::range(64, 64);
+    });
+    let found = story.found(1);
+    assert!(
+        found.contains(&("vma-merge".to_owned(), Evidence::Exposed, 64)),
+        "{found:?}"
+    );
+    assert!(
+        found.iter().any(|(cause, evidence, pages)| cause == "vma-merge"
+            && *evidence == Evidence::Hazard
+            && *pages >= 64),
+        "{found:?}"
+    );
+    // In the next epoch the VMA is what the clear met, and its protection is as it was.
+    story.clear(2, vec![writable(shared(0, 128))]);
+    story.pages(writable(shared(0, 128)), |record| {
+        record.epoch = 2;
+        record.exposed = PageSet::range(0, 3);
+    });
+    assert_eq!(story.found(2), [("vma-merge".to_owned(), Evidence::Exposed, 3)]);
+}
+
+#[test]
+fn a_split_or_an_mprotect_of_a_part_is_nothing() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), private(64, 64)]);
+    story.vma(private(0, 32), VMA_CHANGED);
+    story.vma(private(32, 96), VMA_CHANGED);
+    assert_eq!(story.of(1).verdict, Verdict::Trusted);
+    assert_eq!(story.found(1), []);
+}
+
+#[test]
+fn fresh_private_memory_hides_something_only_where_old_memory_was() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), shared(64, 32)]);
+    story.range(RangeCause::Remap, pages(0, 128), |record| {
+        (record.from, record.from_length) = (CHUNK, 64 * PAGE);
+    });
+    // Grown in place by 64 pages; 32 of them were mapped at the clear.
+    assert_eq!(story.found(1), [("mremap-grow".to_owned(), Evidence::Hazard, 32)]);
+    story.vma(private(0, 128), VMA_CHANGED);
+    assert_eq!(story.found(1), [("mremap-grow".to_owned(), Evidence::Hazard, 32)]);
+}
+
+#[test]
+fn a_stack_that_grows_is_nothing() {
+    let mut story = Story::new();
+    let stack = |start, pages| vma(start, pages, 0x100, VmaKind::PrivateAnon);
+    story.clear(1, vec![stack(32, 32)]);
+    story.vma(stack(0, 64), VMA_CHANGED);
+    assert_eq!(story.of(1).verdict, Verdict::Trusted);
+}
+
+#[test]
+fn a_move_is_judged_by_who_looks_at_its_pages() {
+    let to = |story: &mut Story| {
+        story.clear(1, vec![private(0, 4), private(16, 4)]);
+        story.range(RangeCause::Remap, pages(16, 4), |record| {
+            (record.from, record.from_length, record.detail) = (CHUNK, 4 * PAGE, 3);
+        });
+        story.detectors.to_verify(BIRTH).unwrap()
+    };
+    let mut story = Story::new();
+    assert_eq!(to(&mut story), (1, vec![pages(16, 4)]));
+    assert_eq!(story.of(1).verdict, Verdict::Suspect, "nobody has looked");
+    for page in 16..20 {
+        story
+            .detectors
+            .seen_in_pagemap(BIRTH, 1, CHUNK + page * PAGE, true, true, 5);
+    }
+    assert_eq!(story.of(1).verdict, Verdict::Trusted);
+    assert_eq!(story.detectors.to_verify(BIRTH), None);
+
+    let mut story = Story::new();
+    to(&mut story);
+    for page in 16..20 {
+        story
+            .detectors
+            .seen_in_pagemap(BIRTH, 1, CHUNK + page * PAGE, false, false, 5);
+    }
+    assert_eq!(story.found(1), [("mremap-grow".to_owned(), Evidence::Hazard, 4)]);
+
+    let mut story = Story::new();
+    to(&mut story);
+    story.exit(1);
+    story.settle();
+    let end = story.of(1);
+    assert_eq!((end.verdict, end.causes.len()), (Verdict::Suspect, 0));
+    assert_eq!(end.reasons[0].name, "move_unverified");
+}
+
+#[test]
+fn trackers_that_are_in_each_others_way() {
+    let mut story = Story::new();
+    story.clear(1, vec![]);
+    story.clear_with(2, vec![], |clear| {
+        clear.tracker = task(8);
+        (clear.read_epoch, clear.writes_after_read) = (1, 64);
+    });
+    assert_eq!(
+        story.found(1),
+        [
+            ("foreign-clear".to_owned(), Evidence::Hazard, 1),
+            ("read-clear-gap".to_owned(), Evidence::Hazard, 64)
+        ]
+    );
+    assert_eq!(story.of(1).causes[1].bound, Bound::AtLeast);
+    // Read in an older epoch: it tells nothing about this one.
+    story.clear_with(3, vec![], |clear| {
+        clear.tracker = task(8);
+        (clear.read_epoch, clear.writes_after_read) = (1, 64);
+    });
+    assert_eq!(story.found(2), []);
+    let hazards = story.detectors.summary().hazards;
+    assert_eq!(hazards[Cause::ForeignClear as usize].1, 1);
+}
+
+#[test]
+fn blind_memory_forbids_trust_and_is_no_incident() {
+    let mut story = Story::new();
+    story.clear_with(1, vec![], |clear| {
+        clear.blind_bytes[Blind::Hugetlb as usize] = 4096;
+    });
+    let so_far = story.of(1);
+    assert_eq!(so_far.verdict, Verdict::Suspect);
+    assert_eq!(so_far.blind_bytes["hugetlb"], 4096);
+    assert_eq!(story.told(), []);
+    assert_eq!(story.detectors.summary().blind_bytes[0], (Blind::Hugetlb, 4096));
+    story.exit(1);
+    assert_eq!(story.detectors.summary().blind_bytes[0], (Blind::Hugetlb, 0));
+}

@@ -1,0 +1,425 @@
+//! What worked on ranges of addresses in one epoch, and which VMAs there were when it was opened.
+
+use tracer_common::audit::{RangeCause, RangeRecord, VmaFacts};
+use tracer_common::classify::VmaKind;
+use tracer_common::flags::{VM_SHARED, is_armed};
+use tracer_common::table::VmaKey;
+
+use super::Mapping;
+use super::cause::Dropped;
+use super::ranges::{Range, RangeSet};
+
+/// Ranges that are remembered for each mechanism in one epoch; beyond that they are joined.
+const RANGES: usize = 256;
+/// `MREMAP_DONTUNMAP` of include/uapi/linux/mman.h.
+pub(super) const MREMAP_DONTUNMAP: u32 = 4;
+
+/// Advice of madvise that matters here (include/uapi/asm-generic/mman-common.h).
+mod advice {
+    pub(super) const DONTNEED: u32 = 4;
+    pub(super) const FREE: u32 = 8;
+    pub(super) const REMOVE: u32 = 9;
+    pub(super) const PAGEOUT: u32 = 21;
+    pub(super) const DONTNEED_LOCKED: u32 = 24;
+    pub(super) const COLLAPSE: u32 = 25;
+    pub(super) const GUARD_INSTALL: u32 = 102;
+}
+
+/// Something that a target asked for and that changes page-table entries in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Work {
+    /// `MADV_DONTNEED` and `MADV_DONTNEED_LOCKED`.
+    Dontneed,
+    Free,
+    Remove,
+    Pageout,
+    Collapse,
+    Guard,
+    /// The place that mremap took pages from.
+    MovedAway,
+    /// The same with `MREMAP_DONTUNMAP`: the VMA stays.
+    DontunmapSource,
+    /// The place that mremap moved pages to.
+    MovedHere,
+    /// What mremap added to a mapping.
+    Grown,
+    UserfaultZero,
+    UserfaultMovedAway,
+    UserfaultMovedHere,
+    Protect,
+}
+
+const WORKS: usize = Work::Protect as usize + 1;
+
+/// A hole in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileHole {
+    pub(super) inode: u64,
+    pub(super) device: u64,
+    /// In the file.
+    pub(super) range: Range,
+}
+
+impl FileHole {
+    pub(super) fn of(record: &RangeRecord) -> Self {
+        Self {
+            inode: record.from,
+            device: record.from_length,
+            // `unmap_mapping_range` takes a length of 0 for everything behind.
+            range: match record.length {
+                0 => Range {
+                    start: record.start,
+                    end: u64::MAX,
+                },
+                length => Range::of(record.start, length),
+            },
+        }
+    }
+}
+
+/// What worked where in one epoch of one address space.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Worked {
+    by_work: [RangeSet; WORKS],
+}
+
+impl Worked {
+    pub(super) fn note(&mut self, work: Work, range: Range) {
+        self.by_work[work as usize].insert_bounded(range, RANGES);
+    }
+
+    /// Whether it worked on any of these addresses.
+    pub(super) fn on(&self, work: Work, range: Range) -> bool {
+        self.by_work[work as usize].overlaps(range)
+    }
+
+    pub(super) fn ranges(&self, work: Work) -> &RangeSet {
+        &self.by_work[work as usize]
+    }
+
+    /// Takes in a record; what it does to VMAs is the caller's matter.
+    pub(super) fn take_in(&mut self, record: &RangeRecord) {
+        let range = pages_of(record.start, record.length);
+        match RangeCause::from_raw(record.cause) {
+            Some(RangeCause::Advice) => {
+                let work = match record.detail {
+                    advice::DONTNEED | advice::DONTNEED_LOCKED => Work::Dontneed,
+                    advice::FREE => Work::Free,
+                    advice::REMOVE => Work::Remove,
+                    advice::PAGEOUT => Work::Pageout,
+                    advice::COLLAPSE => Work::Collapse,
+                    advice::GUARD_INSTALL => Work::Guard,
+                    _ => return,
+                };
+                self.note(work, range);
+            }
+            Some(RangeCause::Remap) => {
+                let remap = Remap::of(record);
+                self.note(Work::Grown, remap.grown);
+                self.note(Work::MovedHere, remap.moved_here);
+                if !remap.moved_here.is_empty() {
+                    let source = if remap.keeps_source {
+                        Work::DontunmapSource
+                    } else {
+                        Work::MovedAway
+                    };
+                    self.note(source, remap.source);
+                }
+            }
+            Some(RangeCause::UserfaultZero) => self.note(Work::UserfaultZero, range),
+            Some(RangeCause::UserfaultMove) => {
+                self.note(Work::UserfaultMovedHere, range);
+                self.note(Work::UserfaultMovedAway, pages_of(record.from, record.length));
+            }
+            Some(RangeCause::Protect) => self.note(Work::Protect, range),
+            // Holes have no addresses of their own.
+            Some(RangeCause::FileHole) | None => {}
+        }
+    }
+}
+
+/// Whole pages: system calls round lengths up.
+pub(super) fn pages_of(start: u64, length: u64) -> Range {
+    const PAGE: u64 = super::findings::PAGE;
+    let end = start.saturating_add(length).saturating_add(PAGE - 1);
+    Range {
+        start: start & !(PAGE - 1),
+        end: end & !(PAGE - 1),
+    }
+}
+
+/// What an mremap call did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Remap {
+    /// Where the mapping was.
+    pub(super) source: Range,
+    /// Where its pages lie now; empty if they stayed.
+    pub(super) moved_here: Range,
+    /// Addresses that it did not have before.
+    pub(super) grown: Range,
+    /// `MREMAP_DONTUNMAP`.
+    pub(super) keeps_source: bool,
+}
+
+impl Remap {
+    pub(super) fn of(record: &RangeRecord) -> Self {
+        let new = pages_of(record.start, record.length);
+        let source = pages_of(record.from, record.from_length);
+        let kept = new.len().min(source.len());
+        let moved_here = if new.start == source.start {
+            Range::default()
+        } else {
+            Range::of(new.start, kept)
+        };
+        Self {
+            source,
+            moved_here,
+            grown: Range {
+                start: new.start.saturating_add(kept),
+                end: new.end,
+            },
+            keeps_source: record.detail & MREMAP_DONTUNMAP != 0,
+        }
+    }
+
+    /// Addresses that have lost what was mapped there before the call.
+    pub(super) fn replaced(&self) -> [Range; 3] {
+        let left = if self.keeps_source {
+            Range::default()
+        } else if self.moved_here.is_empty() {
+            // Shrunk in place.
+            Range::default()
+        } else {
+            self.source
+        };
+        [self.moved_here, self.grown, left]
+    }
+}
+
+/// A VMA that the clear met which opened the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmaAtClear {
+    /// Start, flags and page protection.
+    pub key: VmaKey,
+    /// End.
+    pub end: u64,
+    /// Inode number of the mapped file, 0 without one.
+    pub inode: u64,
+    /// `s_dev` of its file system.
+    pub device: u32,
+    /// Its kind.
+    pub kind: VmaKind,
+}
+
+impl VmaAtClear {
+    pub(super) fn range(&self) -> Range {
+        Range {
+            start: self.key.start,
+            end: self.end,
+        }
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.key.flags & VM_SHARED != 0
+    }
+}
+
+/// The VMAs that a clear met.
+#[derive(Clone, Debug)]
+pub(super) struct AtClear {
+    /// By address.
+    vmas: Vec<VmaAtClear>,
+    /// What is left of them as they were: without what was unmapped, moved or replaced since.
+    pub(super) intact: RangeSet,
+}
+
+impl AtClear {
+    pub(super) fn new(mut vmas: Vec<VmaAtClear>) -> Self {
+        vmas.retain(|vma| is_armed(vma.key.flags));
+        vmas.sort_by_key(|vma| vma.key.start);
+        let mut intact = RangeSet::default();
+        for vma in &vmas {
+            intact.insert(vma.range());
+        }
+        Self { vmas, intact }
+    }
+
+    /// The VMAs that had one of these addresses.
+    pub(super) fn overlapping(&self, range: Range) -> impl Iterator<Item = &VmaAtClear> {
+        self.vmas.iter().filter(move |vma| vma.range().overlaps(range))
+    }
+
+    /// The parts of the range that were mapped at the clear, by VMA.
+    pub(super) fn mapped(&self, range: Range) -> RangeSet {
+        let mut parts = RangeSet::default();
+        for vma in self.overlapping(range) {
+            parts.insert(vma.range().and(range));
+        }
+        parts
+    }
+
+    /// The kind of the VMA that had this address.
+    pub(super) fn kind_at(&self, address: u64) -> Option<VmaKind> {
+        self.vmas
+            .iter()
+            .find(|vma| vma.range().contains(address))
+            .map(|vma| vma.kind)
+    }
+
+    /// Whether the file is mapped.
+    pub(super) fn maps_file(&self, hole: &FileHole) -> bool {
+        self.of_file(hole).next().is_some()
+    }
+
+    fn of_file(&self, hole: &FileHole) -> impl Iterator<Item = &VmaAtClear> {
+        self.vmas.iter().filter(move |vma| {
+            vma.inode != 0 && vma.inode == hole.inode && u64::from(vma.device) == hole.device
+        })
+    }
+}
+
+/// Where a hole lies in the VMAs that the clear met. Rows do not know at which offset a file is mapped, but
+/// `mappings` do; without them (the process is gone) the file is taken to be mapped from its beginning.
+pub(super) fn holes_at(
+    at_clear: Option<&AtClear>,
+    hole: &FileHole,
+    mappings: Option<&[Mapping]>,
+) -> Vec<Range> {
+    let Some(at_clear) = at_clear else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for vma in at_clear.of_file(hole) {
+        let facts = |range: Range, offset: u64| VmaFacts {
+            key: VmaKey {
+                start: range.start,
+                ..vma.key
+            },
+            end: range.end,
+            offset: offset / 4096,
+            inode: vma.inode,
+            device: vma.device,
+            kind: vma.kind as u32,
+        };
+        match mappings {
+            Some(mappings) => {
+                let now = mappings
+                    .iter()
+                    .filter(|mapping| mapping.inode == hole.inode && mapping.range.overlaps(vma.range()));
+                found.extend(
+                    now.map(|mapping| hole_in(&facts(mapping.range, mapping.offset), hole).and(vma.range())),
+                );
+            }
+            None => found.push(hole_in(&facts(vma.range(), 0), hole)),
+        }
+    }
+    found.retain(|range| !range.is_empty());
+    found
+}
+
+/// Whether the record tells of this kind of work.
+pub(super) fn is_by(record: &RangeRecord, work: Work) -> bool {
+    let mut alone = Worked::default();
+    alone.take_in(record);
+    !alone.ranges(work).is_empty()
+}
+
+/// Where the hole lies in a VMA that maps the file; empty if it does not.
+pub(super) fn hole_in(vma: &VmaFacts, hole: &FileHole) -> Range {
+    if vma.inode == 0 || vma.inode != hole.inode || u64::from(vma.device) != hole.device {
+        return Range::default();
+    }
+    let offset = vma.offset.saturating_mul(4096);
+    let mapped = Range {
+        start: offset,
+        end: offset.saturating_add(vma.end.saturating_sub(vma.key.start)),
+    };
+    let common = mapped.and(hole.range);
+    if common.is_empty() {
+        return Range::default();
+    }
+    Range::of(vma.key.start + (common.start - offset), common.len())
+}
+
+/// Why content was dropped by what the target asked for, if it was.
+pub(super) fn dropping(work: Work, shared: bool) -> Option<Dropped> {
+    match (work, shared) {
+        (Work::Dontneed, false) => Some(Dropped::Dontneed),
+        (Work::Remove, _) => Some(Dropped::Remove),
+        (Work::Guard, false) => Some(Dropped::Guard),
+        (Work::DontunmapSource, false) => Some(Dropped::MremapDontunmap),
+        (Work::UserfaultMovedAway, false) => Some(Dropped::UserfaultfdMove),
+        _ => None,
+    }
+}
+
+/// What drops content.
+pub(super) const DROPPING: [Work; 5] = [
+    Work::Dontneed,
+    Work::Remove,
+    Work::Guard,
+    Work::DontunmapSource,
+    Work::UserfaultMovedAway,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remap(from: Range, to: Range, flags: u32) -> Remap {
+        Remap::of(&RangeRecord {
+            start: to.start,
+            length: to.len(),
+            from: from.start,
+            from_length: from.len(),
+            detail: flags,
+            cause: RangeCause::Remap as u32,
+            ..RangeRecord::default()
+        })
+    }
+
+    #[test]
+    fn a_move_a_growth_and_both_are_told_apart() {
+        let old = Range::of(0x1000, 0x2000);
+        let grown = remap(old, Range::of(0x1000, 0x5000), 0);
+        assert!(grown.moved_here.is_empty());
+        assert_eq!(grown.grown, Range::of(0x3000, 0x3000));
+        let moved = remap(old, Range::of(0x9000, 0x2000), 3);
+        assert_eq!(moved.moved_here, Range::of(0x9000, 0x2000));
+        assert!(moved.grown.is_empty());
+        let both = remap(old, Range::of(0x9000, 0x3000), 1);
+        assert_eq!(both.moved_here, Range::of(0x9000, 0x2000));
+        assert_eq!(both.grown, Range::of(0xb000, 0x1000));
+        let shrunk = remap(old, Range::of(0x1000, 0x1000), 0);
+        assert!(shrunk.grown.is_empty() && shrunk.moved_here.is_empty());
+        assert!(remap(old, Range::of(0x9000, 0x2000), 7).keeps_source);
+    }
+
+    #[test]
+    fn a_hole_is_found_where_the_file_is_mapped() {
+        let vma = VmaFacts {
+            key: VmaKey {
+                start: 0x10_0000,
+                ..VmaKey::default()
+            },
+            end: 0x10_4000,
+            offset: 2,
+            inode: 7,
+            device: 5,
+            kind: 0,
+        };
+        let hole = |inode, start, length| FileHole {
+            inode,
+            device: 5,
+            range: Range::of(start, length),
+        };
+        assert_eq!(
+            hole_in(&vma, &hole(7, 0x3000, 0x1000)),
+            Range::of(0x10_1000, 0x1000)
+        );
+        assert_eq!(hole_in(&vma, &hole(7, 0, u64::MAX)), Range::of(0x10_0000, 0x4000));
+        assert!(hole_in(&vma, &hole(7, 0, 0x2000)).is_empty());
+        assert!(hole_in(&vma, &hole(8, 0, u64::MAX)).is_empty());
+    }
+}
