@@ -22,7 +22,12 @@ fn kallsyms(kernel: &str) -> String {
 }
 
 fn symbols(text: &str) -> Symbols {
-    Symbols::parse(text.as_bytes(), Layout::wanted_functions(), Layout::wanted_variables()).unwrap()
+    Symbols::parse(
+        text.as_bytes(),
+        Layout::wanted_functions(),
+        Layout::wanted_variables(),
+    )
+    .unwrap()
 }
 
 fn layout(kernel: &str) -> Layout {

@@ -26,7 +26,7 @@ mod worked;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tracer_common::audit::{RangeCause, RangeRecord};
-use tracer_common::records::{CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
+use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
 pub use cause::{Cause, Class, Dropped, Evidence};
@@ -163,7 +163,7 @@ impl Detectors {
     }
 
     /// Takes in one record. The ledger must have taken in this one and looked at the rows already.
-    pub fn apply(&mut self, record: &Record, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+    pub fn apply(&mut self, record: &Record, ledger: &dyn LedgerView) {
         match record {
             Record::Clear(clear) => self.clear(clear, ledger),
             Record::Track(track) => self.track(track),
@@ -198,7 +198,7 @@ impl Detectors {
                 }
                 space.merged = merged;
             }
-            Record::Range(range) => self.range(range, ledger, mappings),
+            Record::Range(range) => self.range(range),
             // exec ends an address space by its exit, and faults are counted in rows.
             Record::Exec(_) | Record::Fault(_) => {}
         }
@@ -254,6 +254,9 @@ impl Detectors {
             }
         };
         epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
+        if let Some(at_clear) = &epoch.at_clear {
+            epoch.blind[Blind::WritableAlias as usize] += at_clear.aliased_bytes();
+        }
         self.losses.note_start(epoch, clear.first_walk_ns);
         let new = hazards::opening_clear(epoch, clear);
         self.totals.hazards(&new);
@@ -266,6 +269,17 @@ impl Detectors {
         } else {
             Opening::Adopted
         };
+        // From now on the child writes the parent's shared memory through entries of its own.
+        if track.origin == ORIGIN_FORK
+            && let Some(epoch) = self
+                .spaces
+                .get_mut(&track.parent)
+                .and_then(|space| space.epochs.get_mut(&track.parent_epoch))
+                .filter(|epoch| epoch.is_open())
+            && let Some(at_clear) = &epoch.at_clear
+        {
+            epoch.blind[Blind::WritableAlias as usize] = at_clear.shared_bytes();
+        }
         let space = self.spaces.entry(track.birth).or_default();
         space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
     }
@@ -282,26 +296,23 @@ impl Detectors {
         }
     }
 
-    fn range(&mut self, record: &RangeRecord, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+    fn range(&mut self, record: &RangeRecord) {
         let Some(cause) = RangeCause::from_raw(record.cause) else {
             self.totals.late += 1;
             return;
         };
         if cause == RangeCause::FileHole {
-            self.hole(record, ledger, mappings);
+            self.hole(record);
             return;
         }
         let range = worked::pages_of(record.start, record.length);
         let at_ns = record.header.time_ns;
         let space = self.spaces.entry(record.birth).or_default();
         let Space { epochs: _, merged } = space;
-        match cause {
-            RangeCause::Remap => {
-                for replaced in Remap::of(record).replaced() {
-                    merged.remove(replaced);
-                }
+        if cause == RangeCause::Remap {
+            for replaced in Remap::of(record).replaced() {
+                merged.remove(replaced);
             }
-            _ => {}
         }
         let Some(epoch) = space.epoch(record.epoch) else {
             self.totals.late += 1;
@@ -342,25 +353,18 @@ impl Detectors {
     }
 
     /// A hole in a file concerns every address space that maps it.
-    fn hole(&mut self, record: &RangeRecord, ledger: &dyn LedgerView, mappings: &dyn Mappings) {
+    fn hole(&mut self, record: &RangeRecord) {
         let hole = FileHole::of(record);
-        for (&birth, space) in &mut self.spaces {
+        for space in self.spaces.values_mut() {
             let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
                 continue;
             };
             epoch.note_hole(hole);
-            if !epoch
+            let ranges = epoch
                 .at_clear
                 .as_ref()
-                .is_some_and(|at_clear| at_clear.maps_file(&hole))
-            {
-                continue;
-            }
-            let owner = ledger.describe(birth).and_then(|space| space.owner);
-            let now = owner
-                .filter(|owner| owner.pid != 0)
-                .and_then(|owner| mappings.mappings(owner.pid, owner.start_ns));
-            for range in worked::holes_at(epoch.at_clear.as_ref(), &hole, now.as_deref()) {
+                .map_or_else(Vec::new, |at_clear| worked::holes_at(at_clear, &hole));
+            for range in ranges {
                 epoch.drop_range(Dropped::FileHole, range);
             }
             self.totals.flush_dropped(epoch);

@@ -5,7 +5,6 @@ use tracer_common::classify::VmaKind;
 use tracer_common::flags::{VM_SHARED, is_armed};
 use tracer_common::table::VmaKey;
 
-use super::Mapping;
 use super::cause::Dropped;
 use super::ranges::{Range, RangeSet};
 
@@ -208,6 +207,10 @@ pub struct VmaAtClear {
     pub inode: u64,
     /// `s_dev` of its file system.
     pub device: u32,
+    /// `vm_pgoff`, in pages.
+    pub offset: u64,
+    /// Shared mappings of the file by anybody (`i_mmap_writable`), this one included; 0 for a private VMA.
+    pub shared_mappings: u32,
     /// Its kind.
     pub kind: VmaKind,
 }
@@ -218,6 +221,22 @@ impl VmaAtClear {
             start: self.key.start,
             end: self.end,
         }
+    }
+
+    fn facts(&self) -> VmaFacts {
+        VmaFacts {
+            key: self.key,
+            end: self.end,
+            offset: self.offset,
+            inode: self.inode,
+            device: self.device,
+            kind: self.kind as u32,
+        }
+    }
+
+    /// In the file, in pages.
+    fn file_pages(&self) -> Range {
+        Range::of(self.offset, self.range().len() / super::findings::PAGE)
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -267,9 +286,27 @@ impl AtClear {
             .map(|vma| vma.kind)
     }
 
-    /// Whether the file is mapped.
-    pub(super) fn maps_file(&self, hole: &FileHole) -> bool {
-        self.of_file(hole).next().is_some()
+    /// Bytes of shared memory that is mapped a second time, by anybody: what is written there sets no bit here.
+    /// Mappings of other parts of the same file by the same process are no second mapping.
+    pub(super) fn aliased_bytes(&self) -> u64 {
+        let shared = || self.vmas.iter().filter(|vma| vma.is_shared());
+        let aliased = shared().filter(|vma| {
+            let same_file =
+                || shared().filter(|other| (other.inode, other.device) == (vma.inode, vma.device));
+            let twice_here = || {
+                same_file().any(|other| {
+                    other.key.start != vma.key.start && other.file_pages().overlaps(vma.file_pages())
+                })
+            };
+            vma.shared_mappings as usize > same_file().count() || twice_here()
+        });
+        aliased.map(|vma| vma.range().len()).sum()
+    }
+
+    /// Bytes of shared memory.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        let shared = self.vmas.iter().filter(|vma| vma.is_shared());
+        shared.map(|vma| vma.range().len()).sum()
     }
 
     fn of_file(&self, hole: &FileHole) -> impl Iterator<Item = &VmaAtClear> {
@@ -279,43 +316,10 @@ impl AtClear {
     }
 }
 
-/// Where a hole lies in the VMAs that the clear met. Rows do not know at which offset a file is mapped, but
-/// `mappings` do; without them (the process is gone) the file is taken to be mapped from its beginning.
-pub(super) fn holes_at(
-    at_clear: Option<&AtClear>,
-    hole: &FileHole,
-    mappings: Option<&[Mapping]>,
-) -> Vec<Range> {
-    let Some(at_clear) = at_clear else {
-        return Vec::new();
-    };
-    let mut found = Vec::new();
-    for vma in at_clear.of_file(hole) {
-        let facts = |range: Range, offset: u64| VmaFacts {
-            key: VmaKey {
-                start: range.start,
-                ..vma.key
-            },
-            end: range.end,
-            offset: offset / 4096,
-            inode: vma.inode,
-            device: vma.device,
-            kind: vma.kind as u32,
-        };
-        match mappings {
-            Some(mappings) => {
-                let now = mappings
-                    .iter()
-                    .filter(|mapping| mapping.inode == hole.inode && mapping.range.overlaps(vma.range()));
-                found.extend(
-                    now.map(|mapping| hole_in(&facts(mapping.range, mapping.offset), hole).and(vma.range())),
-                );
-            }
-            None => found.push(hole_in(&facts(vma.range(), 0), hole)),
-        }
-    }
-    found.retain(|range| !range.is_empty());
-    found
+/// Where a hole lies in the VMAs that the clear met.
+pub(super) fn holes_at(at_clear: &AtClear, hole: &FileHole) -> Vec<Range> {
+    let holes = at_clear.of_file(hole).map(|vma| hole_in(&vma.facts(), hole));
+    holes.filter(|range| !range.is_empty()).collect()
 }
 
 /// Whether the record tells of this kind of work.

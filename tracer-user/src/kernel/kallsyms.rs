@@ -216,7 +216,10 @@ ffffffff81700040 t twice
         assert_eq!(symbols.variable("page_offset_base"), Some(0xffff_ffff_8300_0000));
         assert_eq!(symbols.variable("huge_zero_pfn"), Some(0xffff_ffff_8300_0008));
         assert_eq!(symbols.variable("sme_me_mask"), None);
-        assert_eq!(parse("0000000000000000 D page_offset_base\n").variable("page_offset_base"), None);
+        assert_eq!(
+            parse("0000000000000000 D page_offset_base\n").variable("page_offset_base"),
+            None
+        );
     }
 
     #[test]

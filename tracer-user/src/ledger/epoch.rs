@@ -105,6 +105,10 @@ pub(super) struct VmaEntry {
     pub(super) end: u64,
     pub(super) inode: u64,
     pub(super) device: u32,
+    /// `vm_pgoff`, in pages.
+    pub(super) offset: u64,
+    /// Shared mappings of the file at the clear, this one included.
+    pub(super) shared_mappings: u32,
     /// Discriminant of [`VmaKind`].
     pub(super) kind: u32,
     /// The epoch's clear met this state.
@@ -132,6 +136,8 @@ impl VmaEntry {
         self.end = row.end;
         self.inode = row.inode;
         self.device = row.device;
+        self.offset = row.offset;
+        self.shared_mappings = row.shared_mappings;
         self.kind = row.kind;
     }
 

@@ -32,6 +32,8 @@ impl LedgerView for Ledger {
                 end: entry.end,
                 inode: entry.inode,
                 device: entry.device,
+                offset: entry.offset,
+                shared_mappings: entry.shared_mappings,
                 kind: kind_of(entry.kind),
             })
             .collect(),

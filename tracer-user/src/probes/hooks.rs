@@ -181,8 +181,14 @@ pub const HOOKS: &[Hook] = &[
         // Names uprobes, and is the only one to see that they write.
         target: "uprobe_write_opcode",
         required: false,
-        fentry: &[program!("uprobe_write_opcode_fexit", Return), program!("uprobe_write_opcode_fentry", Entry)],
-        kprobe: &[program!("uprobe_write_opcode_kretprobe", Return), program!("uprobe_write_opcode_kprobe", Entry)],
+        fentry: &[
+            program!("uprobe_write_opcode_fexit", Return),
+            program!("uprobe_write_opcode_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("uprobe_write_opcode_kretprobe", Return),
+            program!("uprobe_write_opcode_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },
@@ -190,8 +196,14 @@ pub const HOOKS: &[Hook] = &[
         // Names what is thrown away, and what is not.
         target: "do_madvise",
         required: false,
-        fentry: &[program!("do_madvise_fexit", Return), program!("do_madvise_fentry", Entry)],
-        kprobe: &[program!("do_madvise_kretprobe", Return), program!("do_madvise_kprobe", Entry)],
+        fentry: &[
+            program!("do_madvise_fexit", Return),
+            program!("do_madvise_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("do_madvise_kretprobe", Return),
+            program!("do_madvise_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },
@@ -199,8 +211,14 @@ pub const HOOKS: &[Hook] = &[
         // Tells where pages were moved to.
         target: "__x64_sys_mremap",
         required: false,
-        fentry: &[program!("sys_mremap_fexit", Return), program!("sys_mremap_fentry", Entry)],
-        kprobe: &[program!("sys_mremap_kretprobe", Return), program!("sys_mremap_kprobe", Entry)],
+        fentry: &[
+            program!("sys_mremap_fexit", Return),
+            program!("sys_mremap_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("sys_mremap_kretprobe", Return),
+            program!("sys_mremap_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },
@@ -208,8 +226,14 @@ pub const HOOKS: &[Hook] = &[
         // Names what userfaultfd puts into place or moves.
         target: "userfaultfd_ioctl",
         required: false,
-        fentry: &[program!("userfaultfd_ioctl_fexit", Return), program!("userfaultfd_ioctl_fentry", Entry)],
-        kprobe: &[program!("userfaultfd_ioctl_kretprobe", Return), program!("userfaultfd_ioctl_kprobe", Entry)],
+        fentry: &[
+            program!("userfaultfd_ioctl_fexit", Return),
+            program!("userfaultfd_ioctl_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("userfaultfd_ioctl_kretprobe", Return),
+            program!("userfaultfd_ioctl_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },
@@ -227,7 +251,10 @@ pub const HOOKS: &[Hook] = &[
         target: "handle_mm_fault",
         required: false,
         fentry: &[program!("handle_mm_fault_fexit", Return)],
-        kprobe: &[program!("handle_mm_fault_kretprobe", Return), program!("handle_mm_fault_kprobe", Entry)],
+        kprobe: &[
+            program!("handle_mm_fault_kretprobe", Return),
+            program!("handle_mm_fault_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[
             ("ARG_HANDLE_MM_FAULT_VMA", 0),

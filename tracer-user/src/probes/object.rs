@@ -34,9 +34,14 @@ pub fn resolve_layout() -> Result<Layout, StartError> {
         .and_then(|mut file| file.read_to_end(&mut bytes))
         .map_err(StartError::NoBtf)?;
     // Without symbols a function counts as present if BTF has it; attaching then tells.
-    let symbols = File::open("/proc/kallsyms")
+    let symbols = File::open("/proc/kallsyms").ok().and_then(|file| {
+        Symbols::parse(
+            BufReader::new(file),
+            Layout::wanted_functions(),
+            Layout::wanted_variables(),
+        )
         .ok()
-        .and_then(|file| Symbols::parse(BufReader::new(file), Layout::wanted_functions(), Layout::wanted_variables()).ok());
+    });
     let mut layout = Layout::resolve(&bytes, symbols.as_ref()).map_err(StartError::Layout)?;
     if let Ok(list) = std::env::var(LAYOUT_OVERRIDE) {
         layout.apply_overrides(&list).map_err(StartError::Override)?;

@@ -70,7 +70,9 @@ impl PageRecords {
     pub fn sweep(&mut self, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
         while let Some(&number) = self.retired.last() {
             self.table.zero(number as usize);
-            self.free.push(number, 0).context("a page record cannot be given back")?;
+            self.free
+                .push(number, 0)
+                .context("a page record cannot be given back")?;
             self.retired.pop();
         }
         self.used = 0;

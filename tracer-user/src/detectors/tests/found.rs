@@ -141,17 +141,11 @@ fn what_private_memory_dropped_is_counted_and_nothing_else() {
 }
 
 #[test]
-fn a_hole_in_a_file_is_found_by_the_mappings_offset() {
+fn a_hole_in_a_file_is_found_where_the_file_was_mapped() {
     let mut story = Story::new();
     let mut file = shared(0, 64);
-    (file.inode, file.device) = (9, 3);
+    (file.inode, file.device, file.offset) = (9, 3, 16);
     story.clear(1, vec![file]);
-    story.world.mappings = Some(vec![Mapping {
-        range: pages(0, 64),
-        offset: 16 * PAGE,
-        inode: 9,
-        path: Some("/memfd:x".to_owned()),
-    }]);
     story.range(RangeCause::FileHole, Range::of(0, 20 * PAGE), |record| {
         record.birth = 0;
         (record.from, record.from_length) = (9, 3);

@@ -146,3 +146,41 @@ fn blind_memory_forbids_trust_and_is_no_incident() {
     story.exit(1);
     assert_eq!(story.detectors.summary().blind_bytes[0], (Blind::Hugetlb, 0));
 }
+
+#[test]
+fn shared_memory_that_is_mapped_twice_is_blind() {
+    let mapped = |start, offset, shared_mappings| VmaAtClear {
+        inode: 9,
+        offset,
+        shared_mappings,
+        ..shared(start, 16)
+    };
+    let aliased = |vmas: Vec<VmaAtClear>| {
+        let mut story = Story::new();
+        story.clear(1, vmas);
+        story
+            .of(1)
+            .blind_bytes
+            .get("writable_alias")
+            .copied()
+            .unwrap_or(0)
+    };
+    assert_eq!(aliased(vec![mapped(0, 0, 1)]), 0);
+    assert_eq!(aliased(vec![mapped(0, 0, 2)]), 16 * PAGE);
+    // Two parts of one file, and twice the same part.
+    assert_eq!(aliased(vec![mapped(0, 0, 2), mapped(16, 16, 2)]), 0);
+    assert_eq!(aliased(vec![mapped(0, 0, 2), mapped(16, 15, 2)]), 32 * PAGE);
+
+    let mut story = Story::new();
+    story.clear(1, vec![mapped(0, 0, 1)]);
+    let header = story.header();
+    story.apply(&Record::Track(TrackRecord {
+        header,
+        birth: 2 * BIRTH,
+        parent: BIRTH,
+        parent_epoch: 1,
+        origin: ORIGIN_FORK,
+        ..TrackRecord::default()
+    }));
+    assert_eq!(story.of(1).blind_bytes["writable_alias"], 16 * PAGE);
+}

@@ -110,7 +110,7 @@ impl Story {
     }
 
     fn apply(&mut self, record: &Record) {
-        self.detectors.apply(record, &self.world, &self.world);
+        self.detectors.apply(record, &self.world);
     }
 
     /// A clear that opens `epoch` and meets these VMAs.
@@ -244,6 +244,8 @@ fn vma(start_page: u64, pages: u64, flags: u64, kind: VmaKind) -> VmaAtClear {
         end: CHUNK + (start_page + pages) * PAGE,
         inode: 0,
         device: 0,
+        offset: 0,
+        shared_mappings: 0,
         kind,
     }
 }

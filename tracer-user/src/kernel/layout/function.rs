@@ -89,7 +89,11 @@ impl FunctionLayout {
                 bytes: wide.size,
             };
         }
-        let is_missing = |names: &str| parameters.iter().all(|parameter| !is_one_of(&parameter.name, names));
+        let is_missing = |names: &str| {
+            parameters
+                .iter()
+                .all(|parameter| !is_one_of(&parameter.name, names))
+        };
         match wanted
             .parameters
             .iter()
@@ -116,7 +120,11 @@ impl FunctionLayout {
     #[must_use]
     pub fn position(&self, parameter: &str) -> u32 {
         self.parameters()
-            .and_then(|parameters| parameters.iter().position(|found| is_one_of(&found.name, parameter)))
+            .and_then(|parameters| {
+                parameters
+                    .iter()
+                    .position(|found| is_one_of(&found.name, parameter))
+            })
             .and_then(|position| u32::try_from(position).ok())
             .unwrap_or(ABSENT)
     }

@@ -201,16 +201,17 @@ pub(super) fn wanted_paths() -> impl Iterator<Item = &'static str> {
         .copied()
 }
 
-fn resolve_entry(btf: &Btf<'_>, symbols: Option<&Symbols>, entry: &'static Entry) -> Result<GlobalValue, LayoutError> {
+fn resolve_entry(
+    btf: &Btf<'_>,
+    symbols: Option<&Symbols>,
+    entry: &'static Entry,
+) -> Result<GlobalValue, LayoutError> {
     let found = match entry.kind {
         Kind::Member { size } => find_member(btf, entry.sources, size)?,
         Kind::StructSize => find_first(entry.sources, |name| Ok(btf.struct_size(name)?.map(u64::from)))?,
         Kind::Mask => find_mask(btf, entry.sources)?,
         Kind::Bit => find_first(entry.sources, |name| find_bit(btf, name))?,
-        Kind::Address => entry
-            .sources
-            .iter()
-            .find_map(|name| symbols?.variable(name)),
+        Kind::Address => entry.sources.iter().find_map(|name| symbols?.variable(name)),
     };
     let what = entry.sources[0];
     let value = match (found, entry.fallback, entry.kind) {
