@@ -118,6 +118,10 @@ pub struct RunArgs {
     /// Without it, none.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub top_workloads: Option<u16>,
+    /// Append each incident to this file as a line of JSON, when it is found and when its epoch is over; - is
+    /// standard output. docs/incidents.md explains the lines.
+    #[arg(long, value_name = "FILE")]
+    pub incident_log: Option<PathBuf>,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use procfs::process::Process;
+use procfs::process::{MMapPath, Process};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::detectors::{Mapping, Mappings, Range};
 use crate::ledger::{Clock, ProcessDetails, ProcessInfo};
 use crate::workload::{self, IdPrefix, Search};
 
@@ -34,6 +35,31 @@ impl ProcessInfo for Procfs {
             comm: stat.comm,
             cgroup: cgroup.pathname.clone(),
         })
+    }
+}
+
+impl Mappings for Procfs {
+    fn mappings(&self, pid: u32, start_ns: u64) -> Option<Vec<Mapping>> {
+        let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+        let maps = process.maps().ok()?;
+        // Asked afterwards: a process that took the pid over in between started later.
+        if process.stat().ok()?.starttime != start_ns / nanoseconds_per_tick() {
+            return None;
+        }
+        let mapping = |map: procfs::process::MemoryMap| Mapping {
+            range: Range {
+                start: map.address.0,
+                end: map.address.1,
+            },
+            offset: map.offset,
+            inode: map.inode,
+            path: match map.pathname {
+                MMapPath::Path(path) => Some(path.to_string_lossy().into_owned()),
+                MMapPath::Other(name) => Some(name),
+                _ => None,
+            },
+        };
+        Some(maps.into_iter().map(mapping).collect())
     }
 }
 

@@ -2,6 +2,7 @@
 //! exporters.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use tracer_common::counters::{Counter, Stage};
 use tracer_common::records::{FaultRecord, Record};
 use tracer_common::table::{VmaKey, VmaRow};
 
+use super::incident_log::IncidentLog;
+use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::metrics::Metrics;
 use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::metrics::workloads::Workloads;
@@ -23,12 +26,14 @@ use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
 use crate::probes::missed::MissedRuns;
 use crate::probes::object::possible_cpus;
-use crate::probes::verdict::{Mechanism, Verdict};
+use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
 use crate::probes::{Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
 
 /// How often the rows are looked at when no record comes.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How often epochs are finished.
+const SETTLING: Duration = Duration::from_millis(500);
 /// Looking at the rows may take this share of one CPU: one part in so many.
 const SHARE: u32 = 5;
 /// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
@@ -120,6 +125,10 @@ pub(super) struct Agent {
     missed: Vec<MissedRuns>,
     pulse: Pulse,
     workloads: Option<Workloads>,
+    detectors: Detectors,
+    incident_log: IncidentLog,
+    /// When epochs were finished last.
+    settled_at: Option<Instant>,
 }
 
 impl Agent {
@@ -141,7 +150,16 @@ impl Agent {
             missed: Vec::new(),
             pulse: Pulse::default(),
             workloads: None,
+            detectors: Detectors::new(detectors::Limits::default()),
+            incident_log: IncidentLog::default(),
+            settled_at: None,
         }
+    }
+
+    /// Writes incidents there.
+    pub(super) fn with_incident_log(mut self, log: IncidentLog) -> Self {
+        self.incident_log = log;
+        self
     }
 
     /// Keeps account by workload, with series for this many.
@@ -179,6 +197,9 @@ impl Agent {
         self.pulse = owner.pulse.clone();
         self.pulse.beat(Instant::now());
         owner.readiness.send_replace(self.readiness());
+        // What was lost before anything is tracked concerns no epoch.
+        self.missed = self.kernel.probes.missed_runs();
+        self.detectors.note_losses(&self.sample());
         let mut end = std::pin::pin!(end);
         loop {
             tokio::select! {
@@ -191,11 +212,13 @@ impl Agent {
                 }
                 _ = period.tick() => {
                     self.turn();
+                    self.sweep();
                 }
             }
         }
         self.missed = self.kernel.probes.missed_runs();
         self.turn();
+        self.incident_log.finish();
         Ok(self.reading())
     }
 
@@ -215,27 +238,87 @@ impl Agent {
         }
     }
 
+    /// Has the detectors draw their conclusions, and tells them.
+    fn detect(&mut self, now_ns: u64) {
+        let due = self.settled_at.is_none_or(|at| at.elapsed() >= SETTLING);
+        // An epoch is finished only after the skipped runs of probes have been read.
+        if due && self.detectors.is_anything_over(now_ns) {
+            self.missed = self.kernel.probes.missed_runs();
+        }
+        self.detectors.note_losses(&self.sample());
+        if due {
+            self.settled_at = Some(Instant::now());
+            self.detectors.settle(&self.ledger, now_ns);
+        }
+        for incident in self.detectors.incidents(&self.ledger, &Procfs, &SystemClock) {
+            self.incident_log.log(&incident);
+        }
+    }
+
+    /// What was lost so far, for the detectors.
+    fn sample(&self) -> Sample {
+        let losses = self.losses();
+        let missing = ["missing_records", "missing_exits", "inconsistent"];
+        let ledger = self.ledger.incomplete();
+        Sample {
+            missing_records: ledger
+                .iter()
+                .filter(|reason| missing.contains(&reason.reason))
+                .map(|reason| reason.count)
+                .sum(),
+            stages: losses.stages,
+            undecodable: losses.undecodable,
+            missed_runs: Some(losses.missed_runs),
+            unavailable_probes: unavailable(self.kernel.probes.verdicts()),
+            watched_since_ns: None,
+        }
+    }
+
+    /// Gives records of pages back whose epochs are over.
+    fn sweep(&mut self) {
+        let newest: HashMap<u64, u32> = self.ledger.live().into_iter().collect();
+        if let Err(error) = self
+            .kernel
+            .probes
+            .pages_mut()
+            .sweep(|birth| newest.get(&birth).copied())
+        {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "records of pages are kept for another try"
+            );
+        }
+    }
+
     /// Takes in all waiting records, then looks at the rows.
     fn turn(&mut self) {
         let mut records = std::mem::take(&mut self.records);
         self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
-        for record in records.drain(..) {
-            match &record {
+        for record in &records {
+            match record {
                 Record::Clear(clear) => self.metrics.count_clear(clear),
                 Record::Fault(fault) => log_fault(fault),
-                Record::Track(_) | Record::Exec(_) | Record::Exit(_) => {}
-                // For the detectors.
-                Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
+                Record::Track(_)
+                | Record::Exec(_)
+                | Record::Exit(_)
+                | Record::Pages(_)
+                | Record::Vma(_)
+                | Record::Range(_) => {}
             }
-            self.ledger.apply(&record, &Procfs, now_ns);
+            self.ledger.apply(record, &Procfs, now_ns);
         }
-        self.records = records;
         let losses = self.losses();
         self.ledger.note_losses(losses, now_ns);
         for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
             tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
         }
+        // After the look: the detectors ask which VMAs a clear met, and rows tell.
+        for record in records.drain(..) {
+            self.detectors.apply(&record, &self.ledger);
+        }
+        self.records = records;
+        self.detect(now_ns);
         if let Some(workloads) = &mut self.workloads {
             for departed in self.ledger.take_departed() {
                 workloads.depart(&departed);
@@ -294,6 +377,8 @@ impl Agent {
             fault_times_measured: self.fault_times_measured,
             unreadable_at_start: self.kernel.probes.unreadable_at_start as u64,
             workloads: self.workloads.as_ref().map(Workloads::top),
+            detection: self.detectors.summary(),
+            incidents: self.incident_log.counts(),
             ready: false,
         }
     }
@@ -305,13 +390,40 @@ impl Agent {
             .counters()
             .sums()
             .get(Counter::Stage(Stage::Unlinked));
-        self.ledger.dump(
+        let mut dump = self.ledger.dump(
             self.kernel.probes.limits().rows,
             unlinked,
             &self.surroundings,
             &SystemClock,
-        )
+        );
+        for space in &mut dump.address_spaces {
+            for epoch in &mut space.epochs {
+                epoch.detection = self.detectors.detection(space.birth, epoch.number);
+            }
+        }
+        dump
     }
+}
+
+/// Probes that the detectors cannot do without: those of the audit, of write faults, and of mremap. Others only name
+/// causes, or belong to what this kernel does not have; but one that is broken may leave anything out.
+const NEEDED: [&str; 7] = [
+    "clear_refs_pte_range",
+    "pagemap_pmd_range",
+    "pagemap_pte_hole",
+    "vma_set_page_prot",
+    "handle_mm_fault",
+    "do_huge_pmd_wp_page",
+    "__x64_sys_mremap",
+];
+
+fn unavailable(verdicts: &[ProbeVerdict]) -> u64 {
+    let missing = verdicts.iter().filter(|verdict| match &verdict.verdict {
+        Verdict::Attached { .. } => false,
+        Verdict::Unsupported { .. } => NEEDED.contains(&verdict.probe.as_str()),
+        Verdict::Broken { .. } => true,
+    });
+    missing.count() as u64
 }
 
 /// One line for each fault, with `--trace-faults`.

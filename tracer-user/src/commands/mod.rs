@@ -4,6 +4,7 @@ mod agent;
 mod check;
 mod config;
 mod dump;
+mod incident_log;
 mod preflight;
 mod round_trip;
 mod run;

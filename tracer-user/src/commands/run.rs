@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::agent::Agent;
+use super::incident_log::IncidentLog;
 use super::summary::Summary;
 use super::{preflight, round_trip, service};
 use crate::cli::{LogFormat, RunArgs, UsageError};
@@ -113,6 +114,10 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     let listener = http::bind(arguments.listen).await?;
     preflight(options.attach)?;
     let listen = listener.local_addr()?;
+    let incidents = match &arguments.incident_log {
+        Some(path) => IncidentLog::open(path)?,
+        None => IncidentLog::default(),
+    };
     let surroundings = Surroundings {
         kernel: processes::kernel_release(),
         pid_namespace: processes::pid_namespace().context("/proc/self/ns/pid")?,
@@ -157,7 +162,8 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
         );
     }
     let agent = Agent::new(started, limits, fault_return, metrics, surroundings)
-        .with_top_workloads(arguments.top_workloads);
+        .with_top_workloads(arguments.top_workloads)
+        .with_incident_log(incidents);
     let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
     service::ending();
     tracing::info!("detached");

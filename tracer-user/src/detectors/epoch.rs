@@ -12,7 +12,7 @@ use super::hazards::born_writable;
 use super::ranges::{Range, RangeSet};
 use super::verdict::{Unknown, Verdict};
 use super::worked::{AtClear, FileHole, Work, Worked, hole_in};
-use super::{exposed, lost};
+use super::{GRACE_NS, exposed, lost};
 
 /// Ranges that are remembered of what was dropped, for each reason.
 const DROPPED_RANGES: usize = 256;
@@ -99,6 +99,12 @@ impl Epoch {
 
     pub(super) fn is_open(&self) -> bool {
         self.ending.is_none()
+    }
+
+    /// Whether it is time to finish it.
+    pub(super) fn is_over(&self, now_ns: u64) -> bool {
+        let ended = self.ending;
+        !self.finished && ended.is_some_and(|(_, at_ns)| now_ns >= at_ns.saturating_add(GRACE_NS))
     }
 
     pub(super) fn opened_by_clear(&self) -> Option<&ClearRecord> {

@@ -300,6 +300,39 @@ pub(super) fn process(task: &TaskIdentity, details: Option<&ProcessDetails>) -> 
     }
 }
 
+/// An incident with something of everything.
+#[cfg(test)]
+pub(crate) fn example() -> Incident {
+    Incident {
+        schema: SCHEMA,
+        state: State::Open,
+        address_space: Some(1),
+        birth: 4096,
+        epoch: 3,
+        epoch_opened_unix: Some(Moment(1_795_000_000_000_000_000)),
+        ended_by: None,
+        cause: Cause::KsmMerge.label().to_owned(),
+        class: Class::B,
+        evidence: Evidence::Observed,
+        pages: 1,
+        bound: Bound::Exact,
+        dirty_pages: 0,
+        ranges: vec![IncidentRange {
+            start: Hex(0x1000),
+            end: Hex(0x2000),
+        }],
+        ranges_joined: false,
+        vmas: vec![],
+        more_vmas: false,
+        readers: readers(1),
+        first_unix: Moment(1_795_000_001_000_000_000),
+        last_unix: Moment(1_795_000_001_000_000_000),
+        process: None,
+        tracker: Some(process(&TaskIdentity::default(), None)),
+        help: Cause::KsmMerge.help(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -30,6 +30,8 @@ use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Reco
 use tracer_common::tracked::ORIGIN_FORK;
 
 pub use cause::{Cause, Class, Dropped, Evidence};
+#[cfg(test)]
+pub(crate) use incident::example;
 pub use incident::{Bound, Incident, SCHEMA, schema};
 pub use losses::Sample;
 pub use ranges::{Range, RangeSet};
@@ -401,6 +403,15 @@ impl Detectors {
         (epoch.is_open() && !epoch.to_verify.is_empty()).then(|| (number, epoch.to_verify.iter().collect()))
     }
 
+    /// Whether an epoch waits for a full sample of losses to be finished.
+    #[must_use]
+    pub fn is_anything_over(&self, now_ns: u64) -> bool {
+        self.spaces
+            .values()
+            .flat_map(|space| space.epochs.values())
+            .any(|epoch| epoch.is_over(now_ns))
+    }
+
     /// Brings the detectors in line with the ledger and finishes what is over. To be called after
     /// [`Self::note_losses`] with a full sample, about once a second.
     pub fn settle(&mut self, ledger: &dyn LedgerView, now_ns: u64) {
@@ -423,8 +434,7 @@ impl Detectors {
                 space.end_before(u32::MAX, Ending::Unseen, now_ns);
             }
             for (&number, epoch) in &mut space.epochs {
-                let over = epoch.ending.is_some_and(|(_, at_ns)| now_ns >= at_ns + GRACE_NS);
-                if over && !epoch.finished {
+                if epoch.is_over(now_ns) {
                     finished.push((birth, number));
                 }
             }

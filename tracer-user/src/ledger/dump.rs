@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::detectors::Detection;
+
 /// Version of this format; it rises when a field changes its meaning or goes.
 pub const FORMAT: u32 = 1;
 
@@ -174,6 +176,8 @@ pub struct Epoch {
     pub total: Sum,
     /// VMA states that its clear, a fault or an mprotect met, by address.
     pub vmas: Vec<Vma>,
+    /// What the detectors say; `null` if they know nothing of it.
+    pub detection: Option<Detection>,
 }
 
 /// A clear.

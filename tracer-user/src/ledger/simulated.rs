@@ -86,6 +86,10 @@ impl Kernel {
         }
     }
 
+    #[allow(
+        clippy::large_types_passed_by_value,
+        reason = "the queue takes the record over"
+    )]
     fn submit(&mut self, record: Record) {
         if self.ring.len() < self.ring_capacity {
             self.ring.push_back(record);

@@ -274,6 +274,7 @@ fn epoch_dump(epoch: &Epoch, clock: &dyn Clock) -> dump::Epoch {
         folded_vmas: epoch.folded_vmas,
         total: sum(&epoch.counts()),
         vmas: epoch.vmas.iter().map(|(key, entry)| vma(key, entry)).collect(),
+        detection: None,
     }
 }
 

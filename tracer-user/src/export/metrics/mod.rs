@@ -4,6 +4,7 @@
 //! comes as an event (clears) is kept here. Every label value comes from a closed list and is there from the
 //! start, with the value 0.
 
+mod detected;
 mod docs;
 mod family;
 pub mod labels;
@@ -121,7 +122,12 @@ impl Metrics {
         self.registry.register(Box::new(self.wait.clone()))?;
         self.registry.register(Box::new(self.hold.clone()))?;
         self.registry.register(Box::new(self.scrape.clone()))?;
-        for collect in [observed::families, own::families, workloads::families] {
+        for collect in [
+            observed::families,
+            detected::families,
+            own::families,
+            workloads::families,
+        ] {
             let at_scrape = AtScrape::new(Arc::clone(&self.reading), collect)?;
             self.registry.register(Box::new(at_scrape))?;
         }

@@ -3,6 +3,7 @@
 use tracer_common::counters::{Counter, Stage};
 
 use super::workloads::TopWorkloads;
+use crate::detectors;
 use crate::ledger::Summary;
 use crate::probes::counters::CounterSums;
 use crate::probes::missed::MissedRuns;
@@ -19,6 +20,17 @@ pub struct MapUsage {
     pub capacity: u64,
 }
 
+/// What became of the lines of the incident log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoggedIncidents {
+    /// Written.
+    pub written: u64,
+    /// Not written, because too many were waiting.
+    pub dropped: u64,
+    /// Not written, because the file could not be written.
+    pub failed: u64,
+}
+
 /// What stood where at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
@@ -26,6 +38,10 @@ pub struct Reading {
     pub counters: CounterSums,
     /// The ledger in numbers.
     pub ledger: Summary,
+    /// The detectors in numbers.
+    pub detection: detectors::Summary,
+    /// Lines of the incident log.
+    pub incidents: LoggedIncidents,
     /// What became of each probe.
     pub verdicts: Vec<ProbeVerdict>,
     /// Runs that the kernel skipped.

@@ -39,6 +39,14 @@ fn every_label_value_is_there_from_the_start() {
         r#"softdirty_epochs{state="open"}"#,
         r#"softdirty_epochs_ended_total{reason="clear_other_tracker"}"#,
         r#"sdtrace_lost_records_total{stage="ring_full"}"#,
+        r#"softdirty_missed_writes_total{cause="ksm-merge",evidence="observed"}"#,
+        r#"softdirty_exposed_pages{cause="migration-race"}"#,
+        r#"softdirty_blind_bytes{reason="hugetlb"}"#,
+        r#"softdirty_epochs_total{verdict="trusted"}"#,
+        r#"softdirty_unknown_epochs_total{reason="pages_full"}"#,
+        r#"softdirty_hazards_total{cause="foreign-clear"}"#,
+        r#"softdirty_dropped_pages_total{reason="madv_dontneed"}"#,
+        r#"sdtrace_incidents_logged_total{result="dropped"}"#,
         "softdirty_clear_wait_seconds_count",
         "sdtrace_fault_times_measured",
     ] {
@@ -138,6 +146,7 @@ fn names_are_unique_and_described() {
     let all = Reading::example();
     let families = [
         observed::families(&all),
+        detected::families(&all),
         own::families(&all),
         workloads::families(&all),
     ]
