@@ -251,7 +251,9 @@ fn moved(birth: u64, epoch: u32, start: u64, end: u64) {
         stage(Stage::MovedFull);
         return;
     }
-    let Some(moved) = MOVED.get_ptr_mut(birth) else { return };
+    let Some(moved) = MOVED.get_ptr_mut(birth) else {
+        return;
+    };
     // SAFETY: the verifier proves that `moved` is a map value.
     let moved = unsafe { &mut *moved };
     if moved.epoch != epoch {

@@ -8,16 +8,17 @@ use tracer_common::audit::Reader;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
 use tracer_common::records::{
-    Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind, VERSION,
+    Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
+    VERSION,
 };
 use tracer_common::table::VmaKey;
 use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
+use crate::audit::{self, Bench, Site};
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
 use crate::maps::{CLEARS, FRESH, send, stage};
 use crate::memory::{Memory, Probed};
-use crate::audit::{self, Bench, Site};
 use crate::{rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
@@ -198,12 +199,14 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
     if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
         return;
     }
-    let site = clear.site;
-    if clear.audit != 0 {
+    if clear.audit != 0
+        && let Some(scratch) = audit::scratch(Bench::Clear)
+    {
         clear.audited_pages += end.wrapping_sub(addr) >> 12;
-        audit::page_table(Bench::Clear, &site, pmd, addr, end);
+        scratch.site = clear.site;
+        audit::page_table(scratch, pmd, addr, end);
     }
-    audit::forget_marks(site.key.birth, addr, end);
+    audit::forget_marks(clear.birth, addr, end);
 }
 
 #[inline(always)]

@@ -354,32 +354,32 @@ entry_points!(clear_refs_pte_range_fentry clear_refs_pte_range_kprobe ARGS_CLEAR
     |pmd: ARG_CLEAR_REFS_PTE_RANGE_PMD, addr: ARG_CLEAR_REFS_PTE_RANGE_ADDR, end: ARG_CLEAR_REFS_PTE_RANGE_END| { clears::reached_pages(pmd, addr, end); });
 
 entry_points!(pagemap_pmd_range_fentry pagemap_pmd_range_kprobe ARGS_PAGEMAP_PMD_RANGE
-    |pmd: ARG_PAGEMAP_PMD_RANGE_PMD, addr: ARG_PAGEMAP_PMD_RANGE_ADDR, end: ARG_PAGEMAP_PMD_RANGE_END, walk: ARG_PAGEMAP_PMD_RANGE_WALK| {
-        if let Some(site) = audit::told(Reader::Pagemap, walk, addr) {
-            audit::page_table(Bench::Pagemap, &site, pmd, addr, end);
-        }
-    });
+|pmd: ARG_PAGEMAP_PMD_RANGE_PMD, addr: ARG_PAGEMAP_PMD_RANGE_ADDR, end: ARG_PAGEMAP_PMD_RANGE_END, walk: ARG_PAGEMAP_PMD_RANGE_WALK| {
+    if let Some(scratch) = audit::told(Bench::Pagemap, Reader::Pagemap, walk, addr) {
+        audit::page_table(scratch, pmd, addr, end);
+    }
+});
 
 entry_points!(pagemap_pte_hole_fentry pagemap_pte_hole_kprobe ARGS_PAGEMAP_PTE_HOLE
-    |start: ARG_PAGEMAP_PTE_HOLE_START, end: ARG_PAGEMAP_PTE_HOLE_END, walk: ARG_PAGEMAP_PTE_HOLE_WALK| {
-        if let Some(site) = audit::told(Reader::Pagemap, walk, start) {
-            audit::hole(Bench::PagemapHole, &site, start, end);
-        }
-    });
+|start: ARG_PAGEMAP_PTE_HOLE_START, end: ARG_PAGEMAP_PTE_HOLE_END, walk: ARG_PAGEMAP_PTE_HOLE_WALK| {
+    if let Some(scratch) = audit::told(Bench::PagemapHole, Reader::Pagemap, walk, start) {
+        audit::hole(scratch, start, end);
+    }
+});
 
 entry_points!(pagemap_scan_pmd_entry_fentry pagemap_scan_pmd_entry_kprobe ARGS_PAGEMAP_SCAN_PMD_ENTRY
-    |pmd: ARG_PAGEMAP_SCAN_PMD_ENTRY_PMD, start: ARG_PAGEMAP_SCAN_PMD_ENTRY_START, end: ARG_PAGEMAP_SCAN_PMD_ENTRY_END, walk: ARG_PAGEMAP_SCAN_PMD_ENTRY_WALK| {
-        if let Some(site) = audit::told(Reader::Scan, walk, start) {
-            audit::page_table(Bench::Scan, &site, pmd, start, end);
-        }
-    });
+|pmd: ARG_PAGEMAP_SCAN_PMD_ENTRY_PMD, start: ARG_PAGEMAP_SCAN_PMD_ENTRY_START, end: ARG_PAGEMAP_SCAN_PMD_ENTRY_END, walk: ARG_PAGEMAP_SCAN_PMD_ENTRY_WALK| {
+    if let Some(scratch) = audit::told(Bench::Scan, Reader::Scan, walk, start) {
+        audit::page_table(scratch, pmd, start, end);
+    }
+});
 
 entry_points!(pagemap_scan_pte_hole_fentry pagemap_scan_pte_hole_kprobe ARGS_PAGEMAP_SCAN_PTE_HOLE
-    |start: ARG_PAGEMAP_SCAN_PTE_HOLE_START, end: ARG_PAGEMAP_SCAN_PTE_HOLE_END, walk: ARG_PAGEMAP_SCAN_PTE_HOLE_WALK| {
-        if let Some(site) = audit::told(Reader::Scan, walk, start) {
-            audit::hole(Bench::ScanHole, &site, start, end);
-        }
-    });
+|start: ARG_PAGEMAP_SCAN_PTE_HOLE_START, end: ARG_PAGEMAP_SCAN_PTE_HOLE_END, walk: ARG_PAGEMAP_SCAN_PTE_HOLE_WALK| {
+    if let Some(scratch) = audit::told(Bench::ScanHole, Reader::Scan, walk, start) {
+        audit::hole(scratch, start, end);
+    }
+});
 
 entry_points!(vma_set_page_prot_fentry vma_set_page_prot_kprobe ARGS_VMA_SET_PAGE_PROT
     |vma: ARG_VMA_SET_PAGE_PROT_VMA| { clears::arms(vma); });

@@ -77,17 +77,25 @@ pub fn get(number: u32) -> Option<*mut VmaRow> {
     ROWS.get_ptr_mut(number)
 }
 
-/// Everything about a VMA that a finding in it tells.
+/// Leaves everything about a VMA that a finding in it tells in `facts`, which may lie in a record that is reserved
+/// in the ring buffer.
+///
+/// # Safety
+/// `facts` must be writable.
 #[inline(always)]
-pub fn facts_of(key: VmaKey, end: u64, vma: u64) -> VmaFacts {
+pub unsafe fn tell_facts(facts: *mut VmaFacts, key: &VmaKey, end: u64, vma: u64) {
     let backing = Backing::of(vma);
-    VmaFacts {
-        key,
-        end,
-        offset: Probed::u64(vma, VMA_OFFSET.load()),
-        inode: backing.inode,
-        device: backing.device,
-        kind: backing.kind(key.flags),
+    // SAFETY: the caller's.
+    unsafe {
+        (*facts).key.birth = key.birth;
+        (*facts).key.start = key.start;
+        (*facts).key.flags = key.flags;
+        (*facts).key.page_prot = key.page_prot;
+        (*facts).end = end;
+        (*facts).offset = Probed::u64(vma, VMA_OFFSET.load());
+        (*facts).inode = backing.inode;
+        (*facts).device = backing.device;
+        (*facts).kind = backing.kind(key.flags);
     }
 }
 
