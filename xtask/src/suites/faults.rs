@@ -50,6 +50,7 @@ fn test(kernel: &Kernel, headers: &Headers, program: &Path) -> Result<String> {
     run_quietly(&mut compiler).context("driver_mapping.c does not build")?;
     let said = Shared::default();
     let report = Guest::new(kernel.clone(), ["sh", "-c", SCRIPT])
+        .disk(true)
         .file(program, "/bin/sdtrace")
         .file(&driver, "/bin/driver-mapping")
         .file(&module, "/softdirty_faults.ko")

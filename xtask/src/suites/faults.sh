@@ -25,7 +25,7 @@ load() {
 
 shared="seed-2014 shared-read-then-write"
 private="mprotect-private mprotect-none-private"
-both="mprotect-shared mprotect-ramfs"
+both="mprotect-shared mprotect-ramfs mprotect-disk mprotect-none-disk"
 controls="control-private-anon control-shared-anon"
 
 fault=none
@@ -44,7 +44,8 @@ rmmod softdirty_faults || fail "rmmod"
 
 # What no kernel misses: here the oracle of each of these is seen to say so when it happens.
 load forget
-expect missed $controls control-private-untouched control-zero-page control-private-file control-thp thp-one-byte \
+expect missed $controls control-shared-disk disk-writeback direct-read control-private-untouched control-zero-page \
+    control-private-file control-thp thp-one-byte \
     mremap-table-move-written read-syscall vmsplice proc-mem-write process-vm-writev ptrace-poke stack-growth \
     fork-inherits fork-then-write madv-free mprotect-thp uffd-wp-resolve uffd-wp-sync dontneed-then-write \
     fixed-buffer-private
