@@ -4,7 +4,7 @@ mod guest;
 mod run;
 
 use crate::kernels::{Series, Wanted};
-use crate::{bench, build_ebpf, failure, fixtures, suites};
+use crate::{bench, build_ebpf, failure, fixtures, packaging, suites};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -62,6 +62,10 @@ enum Task {
         #[arg(long)]
         write: bool,
     },
+    /// Make what users install: the Debian package, and the folder of the container image, in target/package.
+    Package,
+    /// Make the committed files anew that are made from others: the alerts for the Prometheus Operator.
+    Generate,
     /// Make the fixtures of the layout tests anew, from kernels booted under emulation.
     Fixtures {
         /// Only this series (6.12, …), which may be one that has no fixture yet; may be repeated.
@@ -105,6 +109,8 @@ fn run(task: Task) -> Result<ExitCode> {
             }
         }
         Task::Bench { kernel, write } => bench::run(&kernel, write)?,
+        Task::Package => packaging::run()?,
+        Task::Generate => packaging::alerts::write()?,
         Task::Fixtures { kernel } => fixtures::make(&kernel)?,
     }
     Ok(ExitCode::SUCCESS)

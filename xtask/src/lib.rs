@@ -19,6 +19,7 @@ pub mod guest;
 pub mod headers;
 pub mod kernels;
 pub mod oracle;
+pub mod packaging;
 pub mod provision;
 pub mod soak;
 pub mod suite;

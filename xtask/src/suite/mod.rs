@@ -11,7 +11,7 @@ pub mod daemon;
 pub mod exposition;
 pub mod ledger;
 mod scene;
-mod service;
+pub mod service;
 pub mod verdicts;
 
 use std::fs;

