@@ -113,7 +113,7 @@ pub enum Blind {
     Hugetlb = 0,
     /// `VM_PFNMAP`: `clear_refs_test_walk` passes over the VMA.
     Pfnmap = 1,
-    /// Memory that the process has pinned for a device or for io_uring (`mm->pinned_vm`).
+    /// Memory that the process has pinned for a device or for `io_uring` (`mm->pinned_vm`).
     Pinned = 2,
     /// Shared memory that is mapped writable somewhere else too (`i_mmap_writable`).
     WritableAlias = 3,
@@ -233,6 +233,10 @@ pub struct FaultRecord {
 pub const LARGEST: usize = size_of::<PagesRecord>();
 
 /// A record after its header was checked.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is no allocator here, and records are taken one after the other"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     /// See [`ClearRecord`].

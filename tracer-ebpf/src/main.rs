@@ -309,10 +309,15 @@ fn sched_process_fork_raw(context: RawTracePointContext) -> u32 {
 /// the layout found.
 macro_rules! entry_points {
     ($fentry:ident $kprobe:ident $count:ident |$($name:ident: $position:ident),*| $body:block) => {
+        entry_points!($fentry $kprobe $count |; $($name: $position),*| $body);
+    };
+    // What stands before the semicolon is a pointer to a structure.
+    ($fentry:ident $kprobe:ident $count:ident |$($pointer:ident: $place:ident),*; $($name:ident: $position:ident),*| $body:block) => {
         #[fentry]
         fn $fentry(context: FEntryContext) -> u32 {
-            let wanted = 0 $(| bit($position.load()))*;
+            let wanted = 0 $(| bit($place.load()))* $(| bit($position.load()))*;
             let arguments = Arguments::<8>::of_trampoline(context.as_ptr(), wanted);
+            $(let $pointer = Direct::number(arguments.at($place.load()));)*
             $(let $name = arguments.at($position.load());)*
             $body;
             0
@@ -321,6 +326,7 @@ macro_rules! entry_points {
         #[kprobe]
         fn $kprobe(context: ProbeContext) -> u32 {
             let arguments = Arguments::<8>::of_registers(context.regs, $count.load());
+            $(let $pointer = arguments.at($place.load());)*
             $(let $name = arguments.at($position.load());)*
             $body;
             0
@@ -435,13 +441,13 @@ entry_points!(split_huge_pmd_fentry split_huge_pmd_kprobe ARGS_SPLIT_HUGE_PMD
     |vma: ARG_SPLIT_HUGE_PMD_VMA, address: ARG_SPLIT_HUGE_PMD_ADDRESS| { causes::touches(vma, address, true, PageCause::Split); });
 
 entry_points!(collapse_pte_mapped_thp_fentry collapse_pte_mapped_thp_kprobe ARGS_COLLAPSE_PTE_MAPPED_THP
-    |mm: ARG_COLLAPSE_PTE_MAPPED_THP_MM, addr: ARG_COLLAPSE_PTE_MAPPED_THP_ADDR| { causes::of_mm(mm, addr, true, PageCause::Collapse); });
+    |mm: ARG_COLLAPSE_PTE_MAPPED_THP_MM; addr: ARG_COLLAPSE_PTE_MAPPED_THP_ADDR| { causes::of_mm(mm, addr, true, PageCause::Collapse); });
 
 entry_points!(unmap_mapping_range_fentry unmap_mapping_range_kprobe ARGS_UNMAP_MAPPING_RANGE
     |mapping: ARG_UNMAP_MAPPING_RANGE_MAPPING, start: ARG_UNMAP_MAPPING_RANGE_START, length: ARG_UNMAP_MAPPING_RANGE_LENGTH| { calls::file_hole(mapping, start, length); });
 
 entry_points!(do_madvise_fentry do_madvise_kprobe ARGS_DO_MADVISE
-    |mm: ARG_DO_MADVISE_MM, start: ARG_DO_MADVISE_START, length: ARG_DO_MADVISE_LENGTH, advice: ARG_DO_MADVISE_BEHAVIOR| { calls::madvise(mm, start, length, advice as u32); });
+    |mm: ARG_DO_MADVISE_MM; start: ARG_DO_MADVISE_START, length: ARG_DO_MADVISE_LENGTH, advice: ARG_DO_MADVISE_BEHAVIOR| { calls::madvise(mm, start, length, advice as u32); });
 
 exit_points!(do_madvise_fexit do_madvise_kretprobe ARGS_DO_MADVISE
     |answer| { calls::returned(i64::from(answer as i32)); });
@@ -463,19 +469,20 @@ fn uprobe_write_opcode_fentry(context: FEntryContext) -> u32 {
     let wanted = bit(ARG_UPROBE_WRITE_OPCODE_MM.load())
         | bit(ARG_UPROBE_WRITE_OPCODE_VMA.load())
         | bit(ARG_UPROBE_WRITE_OPCODE_ADDRESS.load());
-    breakpoint(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
+    breakpoint(
+        &Arguments::<8>::of_trampoline(context.as_ptr(), wanted),
+        Direct::number,
+    )
 }
 
 #[kprobe]
 fn uprobe_write_opcode_kprobe(context: ProbeContext) -> u32 {
-    breakpoint(&Arguments::<8>::of_registers(
-        context.regs,
-        ARGS_UPROBE_WRITE_OPCODE.load(),
-    ))
+    let count = ARGS_UPROBE_WRITE_OPCODE.load();
+    breakpoint(&Arguments::<8>::of_registers(context.regs, count), |pointer| pointer)
 }
 
 #[inline(always)]
-fn breakpoint(arguments: &Arguments<8>) -> u32 {
+fn breakpoint(arguments: &Arguments<8>, number: impl Fn(u64) -> u64) -> u32 {
     let is_vma = ARG_UPROBE_WRITE_OPCODE_MM.load() == ABSENT;
     let position = if is_vma {
         ARG_UPROBE_WRITE_OPCODE_VMA.load()
@@ -483,7 +490,7 @@ fn breakpoint(arguments: &Arguments<8>) -> u32 {
         ARG_UPROBE_WRITE_OPCODE_MM.load()
     };
     let address = arguments.at(ARG_UPROBE_WRITE_OPCODE_ADDRESS.load());
-    calls::breakpoint(arguments.at(position), is_vma, address);
+    calls::breakpoint(number(arguments.at(position)), is_vma, address);
     0
 }
 

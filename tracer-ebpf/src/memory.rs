@@ -41,6 +41,15 @@ impl Memory for Direct {
     }
 }
 
+impl Direct {
+    /// The number that a pointer is, for functions that take addresses as numbers. The verifier allows no cast, but
+    /// it allows a difference.
+    #[inline(always)]
+    pub fn number(pointer: u64) -> u64 {
+        Self::distance(pointer).wrapping_add(tracking::noted_filter_address())
+    }
+}
+
 /// Reads through `bpf_probe_read_kernel`, which checks the address.
 pub struct Probed;
 
