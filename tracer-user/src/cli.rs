@@ -122,6 +122,13 @@ pub struct RunArgs {
     /// standard output. docs/incidents.md explains the lines.
     #[arg(long, value_name = "FILE")]
     pub incident_log: Option<PathBuf>,
+    /// How often sdtrace reads the pagemap of tracked processes itself, so that their page tables are audited
+    /// between the tracker's own reads; 0s: never.
+    #[arg(long, value_name = "DURATION", value_parser = parse_period, default_value = "1s")]
+    pub audit_period: Duration,
+    /// How many MiB of address space it reads each time, over all processes; the rest waits for its turn.
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub audit_budget: u64,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,
@@ -212,6 +219,16 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Err("it must be longer than 0".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it as 30s, 5m or 1h30m")),
+    }
+}
+
+fn parse_period(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(period) if !period.is_zero() && period < Duration::from_millis(10) => {
+            Err("it must be at least 10ms, or 0s for never".to_owned())
+        }
+        Ok(period) => Ok(period),
+        Err(error) => Err(format!("{error}; write it as 1s or 500ms, or 0s for never")),
     }
 }
 

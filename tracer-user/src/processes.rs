@@ -64,7 +64,7 @@ impl Mappings for Procfs {
 }
 
 /// /proc counts the start of a process in clock ticks, 100 a second on every architecture that matters here.
-fn nanoseconds_per_tick() -> u64 {
+pub(crate) fn nanoseconds_per_tick() -> u64 {
     1_000_000_000 / procfs::ticks_per_second()
 }
 

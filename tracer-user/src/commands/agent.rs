@@ -1,21 +1,19 @@
 //! The task that owns the probes and the ledger: it takes in records, looks at the rows, and answers the
 //! exporters.
 
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tracer_common::classify::Outcome;
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::records::{FaultRecord, Record};
-use tracer_common::table::{VmaKey, VmaRow};
 
+use super::audits::{Audits, Demand, Finished, due};
 use super::incident_log::IncidentLog;
+use super::own_audit::{self, Schedule, Target};
+use super::traced::{Kernel, records_to_wait_for};
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::metrics::Metrics;
 use crate::export::metrics::reading::{MapUsage, Reading};
@@ -23,9 +21,8 @@ use crate::export::metrics::workloads::Workloads;
 use crate::export::pulse::Pulse;
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
-use crate::ledger::{Clock as _, Ledger, Limits, LiveAddressSpaces, Losses, Surroundings, VmaTable};
+use crate::ledger::{Clock as _, Ledger, Limits, Losses, Surroundings};
 use crate::probes::missed::MissedRuns;
-use crate::probes::object::possible_cpus;
 use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
 use crate::probes::{Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
@@ -38,81 +35,6 @@ const SETTLING: Duration = Duration::from_millis(500);
 const SHARE: u32 = 5;
 /// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
-
-/// Rows that the self-test used and gave back, far more than it has VMAs.
-const SELF_TEST_ROWS: u32 = 1024;
-
-/// The probes as the ledger sees them.
-///
-/// Rows that were never used lie behind all others: the programs take free rows from a stack with the lowest
-/// number on top. A CPU that loses a race for a row gives it back at once. So behind the highest row that was
-/// met in use, a hole among the rows in use is at most as long as there are CPUs, or as the self-test left it.
-struct Kernel {
-    probes: Probes,
-    /// One more than the highest row that was met in use.
-    high_water: Cell<u32>,
-    longest_hole: u32,
-}
-
-impl Kernel {
-    fn new(probes: Probes) -> Self {
-        // If the number of CPUs cannot be told, every row is looked at every time.
-        let cpus = possible_cpus().unwrap_or(u32::MAX);
-        Self {
-            probes,
-            high_water: Cell::new(0),
-            longest_hole: cpus.saturating_add(SELF_TEST_ROWS),
-        }
-    }
-}
-
-impl VmaTable for Kernel {
-    fn capacity(&self) -> u32 {
-        self.probes.rows().capacity()
-    }
-
-    fn row(&self, slot: u32) -> VmaRow {
-        self.probes.rows().row(slot)
-    }
-
-    fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
-        let mut end = self.high_water.get();
-        for slot in 0..self.capacity() {
-            if slot >= end.saturating_add(self.longest_hole) {
-                break;
-            }
-            let row = self.row(slot);
-            if row.key.birth != 0 {
-                end = end.max(slot + 1);
-                visit(slot, &row);
-            }
-        }
-        self.high_water.set(end);
-    }
-
-    fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {
-        self.probes.rows_mut().retire(key)
-    }
-
-    fn recycle(&mut self, slot: u32) -> Result<()> {
-        self.probes.rows_mut().recycle(slot)
-    }
-}
-
-impl LiveAddressSpaces for Kernel {
-    fn live_births(&mut self) -> Result<Vec<u64>> {
-        self.probes.live_births()
-    }
-}
-
-/// A descriptor of the ring buffer of our own, to wait for records.
-fn records_to_wait_for(probes: &Probes) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the probes hold the descriptor open, and outlive this borrow of it.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(probes.records_fd()) };
-    let owned = borrowed.try_clone_to_owned()?;
-    // SAFETY: an `OwnedFd` gives the same open descriptor as long as it lives.
-    Ok(unsafe { AsyncFd::register_with_interest(owned, Interest::READABLE) }?)
-}
 
 /// Owns the probes and the ledger.
 pub(super) struct Agent {
@@ -129,6 +51,7 @@ pub(super) struct Agent {
     incident_log: IncidentLog,
     /// When epochs were finished last.
     settled_at: Option<Instant>,
+    audits: Audits,
 }
 
 impl Agent {
@@ -153,7 +76,14 @@ impl Agent {
             detectors: Detectors::new(detectors::Limits::default()),
             incident_log: IncidentLog::default(),
             settled_at: None,
+            audits: Audits::default(),
         }
+    }
+
+    /// Reads the pagemap of tracked processes on this schedule.
+    pub(super) fn with_own_audit(mut self, schedule: Schedule) -> Self {
+        self.audits = Audits::new(schedule);
+        self
     }
 
     /// Writes incidents there.
@@ -202,10 +132,12 @@ impl Agent {
         self.detectors.note_losses(&self.sample());
         let mut end = std::pin::pin!(end);
         loop {
+            let due_at = self.audits.due_at();
             tokio::select! {
                 biased;
                 () = &mut end => break,
                 Some(request) = owner.requests.recv() => self.answer(request),
+                done = self.audits.done() => self.audited(done),
                 ready = waiting.readable() => {
                     ready.context("the ring buffer cannot be waited for")?.clear_ready();
                     self.turn_and_rest(&mut owner).await;
@@ -214,6 +146,7 @@ impl Agent {
                     self.turn();
                     self.sweep();
                 }
+                () = due(due_at) => self.start_audit(Demand::Periodic),
             }
         }
         self.missed = self.kernel.probes.missed_runs();
@@ -234,6 +167,7 @@ impl Agent {
             tokio::select! {
                 () = &mut rest => return,
                 Some(request) = owner.requests.recv() => self.answer(request),
+                done = self.audits.done() => self.audited(done),
             }
         }
     }
@@ -252,6 +186,9 @@ impl Agent {
         }
         for incident in self.detectors.incidents(&self.ledger, &Procfs, &SystemClock) {
             self.incident_log.log(&incident);
+        }
+        if !self.audits.is_off() && !self.detectors.take_moved().is_empty() {
+            self.start_audit(Demand::Verify);
         }
     }
 
@@ -348,7 +285,71 @@ impl Agent {
         // Whoever asked may have gone; that is no matter.
         match request {
             Request::Reading(answer) => drop(answer.send(self.reading())),
-            Request::Dump(answer) => drop(answer.send(self.dump())),
+            Request::Dump(answer) if self.audits.is_off() => drop(answer.send(self.dump())),
+            Request::Dump(answer) => {
+                self.audits.waiting.push(answer);
+                self.start_audit(Demand::Dump);
+            }
+        }
+    }
+
+    /// Starts sdtrace's own audit, unless one is under way.
+    fn start_audit(&mut self, demand: Demand) {
+        let targets = self.ledger.live().into_iter().filter_map(|(birth, epoch)| {
+            let owner = self
+                .ledger
+                .describe(birth)?
+                .owner
+                .filter(|owner| owner.pid != 0)?;
+            let verify = self.detectors.to_verify(birth);
+            Some(Target {
+                birth,
+                epoch,
+                pid: owner.pid,
+                start_ns: owner.start_ns,
+                from: 0,
+                verify: verify
+                    .filter(|(of, _)| *of == epoch)
+                    .map_or_else(Vec::new, |(_, ranges)| ranges),
+            })
+        });
+        self.audits.start(demand, targets.collect());
+    }
+
+    /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
+    fn audited(&mut self, done: Finished) {
+        self.turn();
+        let now_ns = SystemClock.monotonic_ns();
+        for (target, pages) in &done.read.seen {
+            for page in pages {
+                self.detectors.seen_in_pagemap(
+                    target.birth,
+                    target.epoch,
+                    page.address,
+                    page.present,
+                    page.soft_dirty,
+                    now_ns,
+                );
+            }
+        }
+        if !done.only_verify {
+            for (target, result) in &done.read.results {
+                match result {
+                    own_audit::Result::Complete => self.detectors.note_audit(target.birth, true),
+                    own_audit::Result::UpTo(_) => self.detectors.note_audit(target.birth, false),
+                    // Its exit tells, or it cannot be seen from here.
+                    own_audit::Result::Gone => {}
+                }
+            }
+        }
+        self.detect(now_ns);
+        for answer in done.answers {
+            drop(answer.send(self.dump()));
+        }
+        if !self.audits.waiting.is_empty() {
+            self.start_audit(Demand::Dump);
+        } else if self.audits.take_verify_again() {
+            self.start_audit(Demand::Verify);
         }
     }
 
@@ -379,6 +380,7 @@ impl Agent {
             workloads: self.workloads.as_ref().map(Workloads::top),
             detection: self.detectors.summary(),
             incidents: self.incident_log.counts(),
+            audits: self.audits.counts,
             ready: false,
         }
     }

@@ -1,15 +1,18 @@
 //! The commands of the binary.
 
 mod agent;
+mod audits;
 mod check;
 mod config;
 mod dump;
 mod incident_log;
+mod own_audit;
 mod preflight;
 mod round_trip;
 mod run;
 mod service;
 mod summary;
+mod traced;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::agent::Agent;
 use super::incident_log::IncidentLog;
+use super::own_audit::Schedule;
 use super::summary::Summary;
 use super::{preflight, round_trip, service};
 use crate::cli::{LogFormat, RunArgs, UsageError};
@@ -163,7 +164,11 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     }
     let agent = Agent::new(started, limits, fault_return, metrics, surroundings)
         .with_top_workloads(arguments.top_workloads)
-        .with_incident_log(incidents);
+        .with_incident_log(incidents)
+        .with_own_audit(Schedule {
+            period: arguments.audit_period,
+            budget: arguments.audit_budget << 20,
+        });
     let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
     service::ending();
     tracing::info!("detached");

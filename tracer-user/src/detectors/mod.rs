@@ -145,6 +145,8 @@ pub struct Detectors {
     losses: losses::State,
     /// Epochs whose incidents may have changed since they were told.
     touched: BTreeSet<(u64, u32)>,
+    /// Address spaces with new ranges to verify.
+    moved: BTreeSet<u64>,
     /// Finished epochs with ranges, oldest first.
     detailed: VecDeque<(u64, u32)>,
 }
@@ -160,6 +162,7 @@ impl Detectors {
             totals: Totals::default(),
             losses: losses::State::default(),
             touched: BTreeSet::new(),
+            moved: BTreeSet::new(),
             detailed: VecDeque::new(),
         }
     }
@@ -349,6 +352,9 @@ impl Detectors {
                 epoch.drop_by(work, dropped);
             }
         }
+        if cause == RangeCause::Remap && !epoch.to_verify.is_empty() {
+            self.moved.insert(record.birth);
+        }
         self.totals.flush_dropped(epoch);
         self.totals.hazards(&new);
         self.touched.insert((record.birth, record.epoch));
@@ -394,6 +400,12 @@ impl Detectors {
             self.totals.hazards(&new);
             self.touched.insert((birth, epoch));
         }
+    }
+
+    /// Address spaces in which pages have been moved over others since the last call: somebody should look at
+    /// [`Self::to_verify`], before the process is gone.
+    pub fn take_moved(&mut self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.moved)
     }
 
     /// Ranges of the newest epoch of an address space that somebody should look at, because pages were moved there.

@@ -69,6 +69,26 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
             [("late", found.late), ("page_states", found.unlisted), ("epoch_ranges", found.folded)],
         ),
         Family::counter(
+            "sdtrace_own_audits_total",
+            "Address spaces whose turn it was in sdtrace's own audit: complete (read to the end), unfinished (left for \
+             the next turn by the budget) or gone.",
+        )
+        .by(
+            "result",
+            [
+                ("complete", reading.audits.complete),
+                ("unfinished", reading.audits.unfinished),
+                ("gone", reading.audits.gone),
+            ],
+        ),
+        Family::counter("sdtrace_own_audit_bytes_total", "Bytes of address space that sdtrace's own audit has read.")
+            .single(reading.audits.bytes),
+        Family::counter(
+            "sdtrace_own_audit_milliseconds_total",
+            "Time that sdtrace's own audit has spent on reading, in milliseconds.",
+        )
+        .single(reading.audits.nanoseconds / 1_000_000),
+        Family::counter(
             "sdtrace_incidents_logged_total",
             "Lines for the incident log: written, dropped (too many were waiting) or failed (the file could not be \
              written).",

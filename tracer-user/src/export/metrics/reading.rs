@@ -20,6 +20,32 @@ pub struct MapUsage {
     pub capacity: u64,
 }
 
+/// How far sdtrace's own readings of pagemap came, by address space and turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuditCounts {
+    /// Read to the end.
+    pub complete: u64,
+    /// Left for the next turn.
+    pub unfinished: u64,
+    /// The process was gone, or must not be read.
+    pub gone: u64,
+    /// Bytes of address space.
+    pub bytes: u64,
+    /// Time.
+    pub nanoseconds: u64,
+}
+
+impl AuditCounts {
+    /// Adds another reading.
+    pub fn add(&mut self, other: &Self) {
+        self.complete += other.complete;
+        self.unfinished += other.unfinished;
+        self.gone += other.gone;
+        self.bytes += other.bytes;
+        self.nanoseconds += other.nanoseconds;
+    }
+}
+
 /// What became of the lines of the incident log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoggedIncidents {
@@ -42,6 +68,8 @@ pub struct Reading {
     pub detection: detectors::Summary,
     /// Lines of the incident log.
     pub incidents: LoggedIncidents,
+    /// sdtrace's own readings of pagemap.
+    pub audits: AuditCounts,
     /// What became of each probe.
     pub verdicts: Vec<ProbeVerdict>,
     /// Runs that the kernel skipped.
