@@ -174,7 +174,7 @@ pub fn returned(answer: i64) {
         return;
     }
     if call.cause == RangeCause::Remap as u32 {
-        call.start = answer as u64;
+        call.start = answer.cast_unsigned();
         if call.start != call.from {
             let length = if call.length < call.from_length {
                 call.length

@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let whole = fs::read(kernel.join("vmlinux.btf"))?;
     let kallsyms = fs::read_to_string(kernel.join("kallsyms"))?;
     let wanted: Vec<_> = Layout::wanted_functions().collect();
+    let variables: Vec<_> = Layout::wanted_variables().collect();
     let is_wanted = |line: &&str| {
         let mut fields = line.split_ascii_whitespace().skip(2);
         let stem = fields
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .split('.')
             .next()
             .unwrap_or_default();
-        wanted.contains(&stem) && fields.next().is_none()
+        (wanted.contains(&stem) || variables.contains(&stem)) && fields.next().is_none()
     };
     let symbols: String = kallsyms
         .lines()
@@ -42,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Some(&Symbols::parse(
                 symbols.as_bytes(),
                 wanted.iter().copied(),
-                Layout::wanted_variables(),
+                variables.iter().copied(),
             )?),
         )?)
     };

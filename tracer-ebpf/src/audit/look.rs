@@ -1,0 +1,232 @@
+//! The look at the pages of a chunk one by one, after the quick test has objected.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use tracer_common::audit::{MOVED_RANGES, PagesRecord};
+use tracer_common::counters::Stage;
+use tracer_common::flags::{PTE_DIRTY, PTE_PRESENT, PTE_SPECIAL};
+use tracer_common::pages::{PAGES, PageSet, TAG_MASK, tag};
+use tracer_common::records::{Header, Kind, VERSION};
+
+use super::quick::zero_as_one;
+use super::{GROUPS, Scratch, WORDS};
+use crate::layout::*;
+use crate::maps::{MOVED, RECORDS, stage};
+use crate::memory::{Memory, Probed};
+use crate::{pages, paging, rows, tracking};
+
+/// Looks at the pages one by one and reports what is not as it should be.
+///
+/// First the marks of writes are copied, then the entries are read again: the bit is in an entry before its mark
+/// is made, so a mark without a bit means that the bit was taken away.
+#[inline(never)]
+pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
+    let Some(mut reserved) = RECORDS.reserve::<PagesRecord>(0) else {
+        stage(Stage::RingFull);
+        return 0;
+    };
+    let record = reserved.as_mut_ptr();
+    let mut stale = true;
+    if let Some(chunk) = pages::get(chunk) {
+        // SAFETY: the verifier proves that `chunk` is a map value and `record` is reserved memory.
+        unsafe {
+            stale = (*chunk).stale != 0;
+            let written = (&raw const (*chunk).written).cast::<u64>();
+            let causes = (&raw const (*chunk).causes).cast::<u64>();
+            let copy = (&raw mut (*record).causes).cast::<u64>();
+            for index in 0..GROUPS {
+                scratch.written[index] = core::ptr::read_volatile(written.add(index));
+                core::ptr::write_volatile(copy.add(index), core::ptr::read_volatile(causes.add(index)));
+            }
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe {
+            let copy = (&raw mut (*record).causes).cast::<u64>();
+            for index in 0..GROUPS {
+                core::ptr::write_volatile(copy.add(index), 0);
+            }
+        }
+    }
+    if stale {
+        for index in 0..GROUPS {
+            zero(&mut scratch.written[index]);
+        }
+    }
+    if scratch.table == 0 {
+        let mut entry = scratch.entries[PAGES];
+        if entry & PTE_PRESENT != 0 && is_huge_zero(entry) {
+            entry |= PTE_SPECIAL;
+        }
+        for index in 0..PAGES {
+            scratch.entries[index] = entry;
+        }
+    } else if !paging::copy((&raw mut scratch.entries).cast(), 4096, scratch.table) {
+        stage(Stage::AuditUnread);
+        reserved.discard(0);
+        return 0;
+    }
+    moved_pages(scratch);
+    let (first, last) = (u64::from(scratch.first), u64::from(scratch.last));
+    for word in 0..WORDS {
+        scratch.looked_at[word] = bits_below(last + 1, word) & !bits_below(first, word);
+    }
+    let mut anything = 0;
+    for group in 0..GROUPS {
+        // SAFETY: `record` is reserved memory.
+        anything |= unsafe { look_at_group(scratch, record, group) };
+    }
+    if anything == 0 {
+        reserved.discard(0);
+        return 0;
+    }
+    // SAFETY: as above; every member is written.
+    unsafe {
+        (*record).header = Header {
+            kind: Kind::Pages as u16,
+            version: VERSION,
+            size: size_of::<PagesRecord>() as u32,
+            time_ns: bpf_ktime_get_ns(),
+        };
+        rows::tell_facts(
+            &raw mut (*record).vma,
+            &scratch.site.key,
+            scratch.site.end,
+            scratch.site.vma,
+        );
+        (*record).address = scratch.address;
+        (*record).epoch = scratch.site.epoch;
+        (*record).reader = scratch.site.reader;
+        (*record).huge = scratch.huge;
+        (*record).hole = scratch.hole;
+        let thread = bpf_get_current_pid_tgid();
+        (*record).initial_pid = (thread >> 32) as u32;
+        (*record).initial_tid = thread as u32;
+    }
+    stage(Stage::AuditFinding);
+    reserved.submit(0);
+    1
+}
+
+#[inline(always)]
+fn is_huge_zero(entry: u64) -> bool {
+    let symbol = HUGE_ZERO_PFN.load();
+    // A PMD entry of a huge page has a bit of its own (PAT) where the frame of a PTE begins.
+    symbol != 0 && paging::frame_of(entry) & !1 == Probed::u64(symbol, 0)
+}
+
+/// Stores a 0, but not as a part of a memset: a call of it takes a share of the stack.
+#[inline(always)]
+fn zero(word: &mut u64) {
+    // SAFETY: a reference is valid and aligned.
+    unsafe { core::ptr::write_volatile(word, 0) };
+}
+
+/// Which pages of the chunk were moved here in this epoch.
+#[inline(always)]
+fn moved_pages(scratch: &mut Scratch) {
+    for word in 0..WORDS {
+        zero(&mut scratch.moved[word]);
+    }
+    if !tracking::anything_moved() {
+        return;
+    }
+    let Some(moved) = MOVED.get_ptr(scratch.site.key.birth) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `moved` is a map value.
+    let moved = unsafe { &*moved };
+    if moved.epoch != scratch.site.epoch {
+        return;
+    }
+    for range in 0..MOVED_RANGES {
+        // As numbers of pages from the beginning of the chunk; those before it are negative.
+        let [start, end] = moved.ranges[range];
+        let page = |address: u64| (address.wrapping_sub(scratch.address).cast_signed() >> 12).cast_unsigned();
+        let (start, end) = (page(start), page(end));
+        for word in 0..WORDS {
+            scratch.moved[word] |= bits_below(end, word) & !bits_below(start, word);
+        }
+    }
+}
+
+/// Looks at the eight pages of a group. Returns 0 if nothing is to be reported of them.
+///
+/// # Safety
+/// `record` must be reserved and `group` below 64.
+#[inline(always)]
+unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usize) -> u64 {
+    let wanted = u64::from(tag(scratch.site.epoch));
+    let marks = scratch.written[group];
+    let (mut exposed, mut dirty, mut clean, mut written, mut raced) = (0u64, 0u64, 0u64, 0u64, 0u64);
+    let (mut present, mut none, mut special) = (0u64, 0u64, 0u64);
+    // Eight copies of the same lines instead of a loop: the verifiers before 6.3 go back over every turn of a loop
+    // in a program with functions, and 512 turns take them minutes.
+    macro_rules! page {
+        ($($bit:literal)*) => {$(
+            let entry = scratch.entries[group * 8 + $bit];
+            let mark = marks >> ($bit * 8);
+            let is_present = entry & 1;
+            let is_clean = (((entry >> 11) & is_present) | ((entry >> 1) & !entry & 1)) ^ 1;
+            let is_written = zero_as_one((mark ^ wanted) & u64::from(TAG_MASK));
+            present |= is_present << $bit;
+            clean |= is_clean << $bit;
+            written |= is_written << $bit;
+            raced |= ((mark >> 7) & is_written) << $bit;
+            exposed |= ((entry >> 1) & is_present & is_clean) << $bit;
+            dirty |= ((entry / PTE_DIRTY) & 1) << $bit;
+            none |= zero_as_one(entry) << $bit;
+            special |= ((entry / PTE_SPECIAL) & is_present) << $bit;
+        )*};
+    }
+    page!(0 1 2 3 4 5 6 7);
+    let byte = |words: &[u64; WORDS]| {
+        // SAFETY: there are as many groups as bytes; page `n` is bit `n % 8` of byte `n / 8` on a little-endian machine.
+        u64::from(unsafe { words.as_ptr().cast::<u8>().add(group).read_volatile() })
+    };
+    let looked_at = byte(&scratch.looked_at);
+    let moved = byte(&scratch.moved) & present & clean & looked_at;
+    let lost = written & clean & looked_at;
+    exposed &= looked_at;
+    // SAFETY: the caller's, and as above.
+    unsafe {
+        let put = |set: *mut PageSet, bits: u64| set.cast::<u8>().add(group).write_volatile(bits as u8);
+        put(&raw mut (*record).looked_at, looked_at);
+        put(&raw mut (*record).exposed, exposed);
+        put(&raw mut (*record).exposed_dirty, exposed & dirty);
+        put(&raw mut (*record).lost, lost);
+        put(&raw mut (*record).raced, lost & raced);
+        put(&raw mut (*record).moved, moved);
+        put(&raw mut (*record).none, none & looked_at);
+        put(&raw mut (*record).zero, special & looked_at);
+    }
+    exposed | lost | moved
+}
+
+/// The pages of a word of a set that lie before the page with this number, as bits. Without a branch: between 0 and
+/// 64 by the sign of a difference, and the shift in two halves, since a shift by 64 is one by 0.
+#[inline(always)]
+fn bits_below(page: u64, word: usize) -> u64 {
+    let mut count = page.wrapping_sub(word as u64 * 64);
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{sign} = {count}",
+            "{sign} s>>= 63",
+            "{sign} ^= -1",
+            "{count} &= {sign}",
+            "{count} += -64",
+            "{sign} = {count}",
+            "{sign} s>>= 63",
+            "{count} &= {sign}",
+            "{count} += 64",
+            count = inout(reg) count,
+            sign = out(reg) _,
+            options(pure, nomem, nostack),
+        );
+    }
+    let half = count >> 1;
+    ((1u64 << (half & 63)) << ((count - half) & 63)).wrapping_sub(1)
+}

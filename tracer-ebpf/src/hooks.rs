@@ -1,0 +1,206 @@
+//! Entry points of the audit, of the record of writes and of the hooks on what destroys bits.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
+use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+use tracer_common::audit::Reader;
+use tracer_common::pages::PageCause;
+
+use crate::audit::{self, Bench};
+use crate::layout::*;
+use crate::memory::{Arguments, Direct, bit, trampoline_value};
+use crate::{calls, causes, clears, tracking, writes};
+
+/// Two entry points of one body: a fentry program and a kprobe program, with the arguments of the function that
+/// the layout found.
+macro_rules! entry_points {
+    ($fentry:ident $kprobe:ident $count:ident |$($name:ident: $position:ident),*| $body:block) => {
+        entry_points!($fentry $kprobe $count |; $($name: $position),*| $body);
+    };
+    // What stands before the semicolon is a pointer to a structure.
+    ($fentry:ident $kprobe:ident $count:ident |$($pointer:ident: $place:ident),*; $($name:ident: $position:ident),*| $body:block) => {
+        #[fentry]
+        fn $fentry(context: FEntryContext) -> u32 {
+            let wanted = 0 $(| bit($place.load()))* $(| bit($position.load()))*;
+            let arguments = Arguments::<8>::of_trampoline(context.as_ptr(), wanted);
+            $(let $pointer = Direct::number(arguments.at($place.load()));)*
+            $(let $name = arguments.at($position.load());)*
+            $body;
+            0
+        }
+
+        #[kprobe]
+        fn $kprobe(context: ProbeContext) -> u32 {
+            let arguments = Arguments::<8>::of_registers(context.regs, $count.load());
+            $(let $pointer = arguments.at($place.load());)*
+            $(let $name = arguments.at($position.load());)*
+            $body;
+            0
+        }
+    };
+}
+
+/// Two exit points of one body that wants the return value only.
+macro_rules! exit_points {
+    ($fexit:ident $kretprobe:ident $count:ident |$answer:ident| $body:block) => {
+        #[fexit]
+        fn $fexit(context: FExitContext) -> u32 {
+            let count = $count.load();
+            let $answer = Arguments::<8>::of_trampoline(context.as_ptr(), bit(count)).at(count);
+            $body;
+            0
+        }
+
+        #[kretprobe]
+        fn $kretprobe(context: RetProbeContext) -> u32 {
+            let $answer = context.ret::<u64>();
+            $body;
+            0
+        }
+    };
+}
+
+// The audit: clear_refs_pte_range, pagemap_pmd_range, pagemap_pte_hole and their kin for PAGEMAP_SCAN.
+
+entry_points!(clear_refs_pte_range_fentry clear_refs_pte_range_kprobe ARGS_CLEAR_REFS_PTE_RANGE
+    |pmd: ARG_CLEAR_REFS_PTE_RANGE_PMD, addr: ARG_CLEAR_REFS_PTE_RANGE_ADDR, end: ARG_CLEAR_REFS_PTE_RANGE_END| { clears::reached_pages(pmd, addr, end); });
+
+entry_points!(pagemap_pmd_range_fentry pagemap_pmd_range_kprobe ARGS_PAGEMAP_PMD_RANGE
+|pmd: ARG_PAGEMAP_PMD_RANGE_PMD, addr: ARG_PAGEMAP_PMD_RANGE_ADDR, end: ARG_PAGEMAP_PMD_RANGE_END, walk: ARG_PAGEMAP_PMD_RANGE_WALK| {
+    if let Some(scratch) = audit::told(Bench::Pagemap, Reader::Pagemap, walk, addr) {
+        audit::page_table(scratch, pmd, addr, end);
+    }
+});
+
+entry_points!(pagemap_pte_hole_fentry pagemap_pte_hole_kprobe ARGS_PAGEMAP_PTE_HOLE
+|start: ARG_PAGEMAP_PTE_HOLE_START, end: ARG_PAGEMAP_PTE_HOLE_END, walk: ARG_PAGEMAP_PTE_HOLE_WALK| {
+    if let Some(scratch) = audit::told(Bench::PagemapHole, Reader::Pagemap, walk, start) {
+        audit::hole(scratch, start, end);
+    }
+});
+
+entry_points!(pagemap_scan_pmd_entry_fentry pagemap_scan_pmd_entry_kprobe ARGS_PAGEMAP_SCAN_PMD_ENTRY
+|pmd: ARG_PAGEMAP_SCAN_PMD_ENTRY_PMD, start: ARG_PAGEMAP_SCAN_PMD_ENTRY_START, end: ARG_PAGEMAP_SCAN_PMD_ENTRY_END, walk: ARG_PAGEMAP_SCAN_PMD_ENTRY_WALK| {
+    if let Some(scratch) = audit::told(Bench::Scan, Reader::Scan, walk, start) {
+        audit::page_table(scratch, pmd, start, end);
+    }
+});
+
+entry_points!(pagemap_scan_pte_hole_fentry pagemap_scan_pte_hole_kprobe ARGS_PAGEMAP_SCAN_PTE_HOLE
+|start: ARG_PAGEMAP_SCAN_PTE_HOLE_START, end: ARG_PAGEMAP_SCAN_PTE_HOLE_END, walk: ARG_PAGEMAP_SCAN_PTE_HOLE_WALK| {
+    if let Some(scratch) = audit::told(Bench::ScanHole, Reader::Scan, walk, start) {
+        audit::hole(scratch, start, end);
+    }
+});
+
+entry_points!(vma_set_page_prot_fentry vma_set_page_prot_kprobe ARGS_VMA_SET_PAGE_PROT
+    |vma: ARG_VMA_SET_PAGE_PROT_VMA| { clears::arms(vma); });
+
+// handle_mm_fault(vma, address, flags, regs): every fault of the machine comes by. Its arguments are at constant
+// places, which the loader checks.
+
+#[fexit]
+fn handle_mm_fault_fexit(context: FExitContext) -> u32 {
+    if tracking::anything() {
+        let flags = trampoline_value::<2>(context.as_ptr()) as u32;
+        if flags & FLAG_WRITE.load() != 0 {
+            let vma = trampoline_value::<0>(context.as_ptr());
+            let address = trampoline_value::<1>(context.as_ptr());
+            let answer = trampoline_value::<4>(context.as_ptr()) as u32;
+            writes::returned::<Direct>(vma, address, answer);
+        }
+    }
+    0
+}
+
+#[kprobe]
+fn handle_mm_fault_kprobe(context: ProbeContext) -> u32 {
+    if tracking::anything() {
+        let arguments = Arguments::<4>::of_registers(context.regs, 3);
+        if arguments.at(2) as u32 & FLAG_WRITE.load() != 0 {
+            writes::entered(arguments.at(0), arguments.at(1));
+        }
+    }
+    0
+}
+
+#[kretprobe]
+fn handle_mm_fault_kretprobe(context: RetProbeContext) -> u32 {
+    if tracking::anything() {
+        writes::left(context.ret::<u32>());
+    }
+    0
+}
+
+// What destroys bits or makes entries writable, for the causes.
+
+entry_points!(remove_migration_pte_fentry remove_migration_pte_kprobe ARGS_REMOVE_MIGRATION_PTE
+    |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::touches(vma, addr, false, PageCause::Migration); });
+
+entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
+    |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS| { causes::touches(vma, address, false, PageCause::Reclaim); });
+
+entry_points!(try_to_merge_one_page_fentry try_to_merge_one_page_kprobe ARGS_TRY_TO_MERGE_ONE_PAGE
+    |vma: ARG_TRY_TO_MERGE_ONE_PAGE_VMA, page: ARG_TRY_TO_MERGE_ONE_PAGE_PAGE| { causes::merges(vma, page); });
+
+entry_points!(split_huge_pmd_fentry split_huge_pmd_kprobe ARGS_SPLIT_HUGE_PMD
+    |vma: ARG_SPLIT_HUGE_PMD_VMA, address: ARG_SPLIT_HUGE_PMD_ADDRESS| { causes::touches(vma, address, true, PageCause::Split); });
+
+entry_points!(collapse_pte_mapped_thp_fentry collapse_pte_mapped_thp_kprobe ARGS_COLLAPSE_PTE_MAPPED_THP
+    |mm: ARG_COLLAPSE_PTE_MAPPED_THP_MM; addr: ARG_COLLAPSE_PTE_MAPPED_THP_ADDR| { causes::of_mm(mm, addr, true, PageCause::Collapse); });
+
+entry_points!(unmap_mapping_range_fentry unmap_mapping_range_kprobe ARGS_UNMAP_MAPPING_RANGE
+    |mapping: ARG_UNMAP_MAPPING_RANGE_MAPPING, start: ARG_UNMAP_MAPPING_RANGE_START, length: ARG_UNMAP_MAPPING_RANGE_LENGTH| { calls::file_hole(mapping, start, length); });
+
+entry_points!(do_madvise_fentry do_madvise_kprobe ARGS_DO_MADVISE
+    |mm: ARG_DO_MADVISE_MM; start: ARG_DO_MADVISE_START, length: ARG_DO_MADVISE_LENGTH, advice: ARG_DO_MADVISE_BEHAVIOR| { calls::madvise(mm, start, length, advice as u32); });
+
+exit_points!(do_madvise_fexit do_madvise_kretprobe ARGS_DO_MADVISE
+    |answer| { calls::returned(i64::from(answer as i32)); });
+
+entry_points!(sys_mremap_fentry sys_mremap_kprobe ARGS_SYS_MREMAP
+    |registers: ARG_SYS_MREMAP_REGS| { calls::mremap(registers); });
+
+exit_points!(sys_mremap_fexit sys_mremap_kretprobe ARGS_SYS_MREMAP
+    |answer| { calls::returned(answer as i64); });
+
+entry_points!(userfaultfd_ioctl_fentry userfaultfd_ioctl_kprobe ARGS_USERFAULTFD_IOCTL
+    |file: ARG_USERFAULTFD_IOCTL_FILE, command: ARG_USERFAULTFD_IOCTL_CMD, argument: ARG_USERFAULTFD_IOCTL_ARG| { calls::userfault(file, command as u32, argument); });
+
+exit_points!(userfaultfd_ioctl_fexit userfaultfd_ioctl_kretprobe ARGS_USERFAULTFD_IOCTL
+    |answer| { calls::returned(answer as i64); });
+
+#[fentry]
+fn uprobe_write_opcode_fentry(context: FEntryContext) -> u32 {
+    let wanted = bit(ARG_UPROBE_WRITE_OPCODE_MM.load())
+        | bit(ARG_UPROBE_WRITE_OPCODE_VMA.load())
+        | bit(ARG_UPROBE_WRITE_OPCODE_ADDRESS.load());
+    breakpoint(
+        &Arguments::<8>::of_trampoline(context.as_ptr(), wanted),
+        Direct::number,
+    )
+}
+
+#[kprobe]
+fn uprobe_write_opcode_kprobe(context: ProbeContext) -> u32 {
+    let count = ARGS_UPROBE_WRITE_OPCODE.load();
+    breakpoint(&Arguments::<8>::of_registers(context.regs, count), |pointer| {
+        pointer
+    })
+}
+
+#[inline(always)]
+fn breakpoint(arguments: &Arguments<8>, number: impl Fn(u64) -> u64) -> u32 {
+    let is_vma = ARG_UPROBE_WRITE_OPCODE_MM.load() == ABSENT;
+    let position = if is_vma {
+        ARG_UPROBE_WRITE_OPCODE_VMA.load()
+    } else {
+        ARG_UPROBE_WRITE_OPCODE_MM.load()
+    };
+    let address = arguments.at(ARG_UPROBE_WRITE_OPCODE_ADDRESS.load());
+    calls::breakpoint(number(arguments.at(position)), is_vma, address);
+    0
+}
+
+exit_points!(uprobe_write_opcode_fexit uprobe_write_opcode_kretprobe ARGS_UPROBE_WRITE_OPCODE
+    |answer| { calls::returned(i64::from(answer as i32)); });
