@@ -36,8 +36,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: Option<u32>,
 
-    /// Also run scenarios that change the host for as long as they run: KSM, huge page pool, swap, /dev/mem, sysctls.
-    /// What they change is put back, also when interrupted
+    /// Also run scenarios that change the host for as long as they run: KSM, khugepaged, huge page pool, swap, page frames,
+    /// compaction, /dev/mem, sysctls. What they change is put back, also when interrupted
     #[arg(long)]
     disruptive: bool,
 
