@@ -45,6 +45,8 @@ pub(super) struct Epoch {
     pub(super) ending: Option<(Ending, u64)>,
     /// Final: the page states are gone.
     pub(super) finished: bool,
+    /// Its end was told, too.
+    pub(super) told: bool,
     /// Its incidents do not know their ranges any more.
     pub(super) ranges_given_up: bool,
     /// What of [`Self::dropped_pages`] the totals have.
@@ -81,6 +83,7 @@ impl Epoch {
             opening,
             ending: None,
             finished: false,
+            told: false,
             ranges_given_up: false,
             dropped_counted: [0; Dropped::ALL.len()],
             at_clear: None,

@@ -55,6 +55,11 @@ pub(super) struct State {
 }
 
 impl State {
+    #[cfg(test)]
+    pub(super) fn last(&self, reason: Unknown) -> u64 {
+        self.last.get(&reason).copied().unwrap_or(0)
+    }
+
     /// Marks an epoch that begins with what is missing already.
     pub(super) fn note_start(&self, epoch: &mut Epoch, opened_ns: u64) {
         epoch.note_unknown(Unknown::ProbeUnavailable, self.unavailable);

@@ -265,6 +265,9 @@ impl Detectors {
             else {
                 continue;
             };
+            if std::mem::replace(&mut epoch.told, epoch.finished) {
+                continue;
+            }
             name_files(epoch, birth, ledger, mappings);
             let finished = epoch.finished;
             let about = About {

@@ -2,11 +2,6 @@
 
 use super::*;
 
-fn writable(mut vma: VmaAtClear) -> VmaAtClear {
-    vma.key.page_prot = PTE_WRITE;
-    vma
-}
-
 #[test]
 fn a_fresh_range_that_an_armed_vma_swallowed() {
     let mut story = Story::new();

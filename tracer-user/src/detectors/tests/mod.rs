@@ -1,5 +1,6 @@
 //! Stories: what the programs report, in the order in which it happens, and what must come of it.
 
+mod any_order;
 mod complete;
 mod found;
 mod hazards;
@@ -165,11 +166,15 @@ impl Story {
     }
 
     fn vma(&mut self, vma: VmaAtClear, state: u32) {
+        self.vma_of(1, vma, state);
+    }
+
+    fn vma_of(&mut self, epoch: u32, vma: VmaAtClear, state: u32) {
         let header = self.header();
         self.apply(&Record::Vma(VmaRecord {
             header,
             vma: facts(&vma),
-            epoch: 1,
+            epoch,
             reader: Reader::Pagemap as u32,
             state,
             padding: 0,
@@ -282,4 +287,9 @@ fn marked(record: &mut PagesRecord, cause: PageCause, first: usize, count: usize
 fn ksm(record: &mut PagesRecord) {
     record.lost = PageSet::range(1, 63);
     marked(record, PageCause::Ksm, 0, 64);
+}
+
+fn writable(mut vma: VmaAtClear) -> VmaAtClear {
+    vma.key.page_prot = PTE_WRITE;
+    vma
 }
