@@ -241,13 +241,21 @@ impl Epoch {
         }
     }
 
-    /// Addresses of a VMA as it is now that were not in it at the clear.
+    /// Addresses of a VMA as it is now at which there was nothing at the clear, or another mapping.
     pub(super) fn new_addresses(&self, record: &VmaRecord) -> Option<Vec<Range>> {
         let vma = Range {
             start: record.vma.key.start,
             end: record.vma.end,
         };
-        Some(self.at_clear.as_ref()?.intact.missing(vma))
+        let at_clear = self.at_clear.as_ref()?;
+        let mut parts = at_clear.intact.missing(vma);
+        parts.extend(
+            at_clear
+                .overlapping(vma)
+                .filter(|old| !old.goes_on_in(&record.vma))
+                .flat_map(|old| at_clear.intact.within(old.range().and(vma))),
+        );
+        Some(parts)
     }
 
     /// What of a dropped-content call hit VMAs that the clear had met.

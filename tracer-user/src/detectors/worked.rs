@@ -234,6 +234,15 @@ impl VmaAtClear {
         }
     }
 
+    /// Whether what both have is the same mapping still: the same object at the same place. What took the place of
+    /// another mapping is another object, or lies elsewhere in it; a split keeps both.
+    pub(super) fn goes_on_in(&self, now: &VmaFacts) -> bool {
+        let place = |start: u64, offset: u64| offset.wrapping_sub(start / super::findings::PAGE);
+        self.key.flags & VM_SHARED == now.key.flags & VM_SHARED
+            && (self.inode, self.device) == (now.inode, now.device)
+            && place(self.key.start, self.offset) == place(now.key.start, now.offset)
+    }
+
     /// In the file, in pages.
     fn file_pages(&self) -> Range {
         Range::of(self.offset, self.range().len() / super::findings::PAGE)

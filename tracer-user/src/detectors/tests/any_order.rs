@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::detectors::incident::State;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Clear {
         skip: u32,
@@ -176,8 +176,8 @@ fn do_step(story: &mut Story, newest: &mut u32, lost: &mut u64, step: Step, log:
             };
             // Counters never go back.
             for (stage, count) in &mut sample.stages {
-                let last = story.detectors.losses.last(Unknown::Lost(*stage));
-                *count = (*count).max(last);
+                let before = story.detectors.losses.last(Unknown::Lost(*stage));
+                *count = (*count).max(before);
             }
             story.detectors.note_losses(&sample);
         }

@@ -179,3 +179,27 @@ fn shared_memory_that_is_mapped_twice_is_blind() {
     }));
     assert_eq!(story.of(1).blind_bytes["writable_alias"], 16 * PAGE);
 }
+
+#[test]
+fn what_took_the_place_of_another_mapping_and_was_swallowed() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), shared(64, 64)]);
+    // Shared memory was there; now it is a part of the private mapping beside it.
+    story.vma(private(0, 128), VMA_CHANGED);
+    assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
+
+    // The same file, but another part of it.
+    let mut story = Story::new();
+    let part = |start, offset| VmaAtClear {
+        inode: 9,
+        offset,
+        ..shared(start, 64)
+    };
+    story.clear(1, vec![part(0, 0), part(64, 200)]);
+    let whole = VmaAtClear {
+        end: part(64, 64).end,
+        ..part(0, 0)
+    };
+    story.vma(whole, VMA_CHANGED);
+    assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
+}

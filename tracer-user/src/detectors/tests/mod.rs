@@ -249,7 +249,7 @@ fn vma(start_page: u64, pages: u64, flags: u64, kind: VmaKind) -> VmaAtClear {
         end: CHUNK + (start_page + pages) * PAGE,
         inode: 0,
         device: 0,
-        offset: 0,
+        offset: start_page,
         shared_mappings: 0,
         kind,
     }
@@ -267,7 +267,7 @@ fn facts(vma: &VmaAtClear) -> VmaFacts {
     VmaFacts {
         key: vma.key,
         end: vma.end,
-        offset: 0,
+        offset: vma.offset,
         inode: vma.inode,
         device: vma.device,
         kind: vma.kind as u32,
