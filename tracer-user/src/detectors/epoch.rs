@@ -167,7 +167,8 @@ impl Epoch {
                 put(if dirty { Rank::ExposedDirty } else { Rank::Exposed }, cause);
             }
             if record.moved.contains(page) {
-                if record.none.contains(page) {
+                // Nothing was moved here, though the range was: the place was untouched, and perhaps read since.
+                if record.none.contains(page) || (!shared && record.zero.contains(page)) {
                     self.to_verify.remove(range);
                     self.findings.hazard(Cause::MremapGrow, range, sight(record));
                 } else if self.worked.on(Work::UserfaultMovedHere, range) {

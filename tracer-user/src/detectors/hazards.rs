@@ -221,11 +221,30 @@ pub(super) fn verified(epoch: &mut Epoch, page: u64, present: bool, soft_dirty: 
         reader: Some(Reader::Own),
         at_ns,
     };
-    // A page that is there was moved: with a whole page table, which the audit reports by itself, or one by one.
-    if !present && !soft_dirty && epoch.findings.hazard(Cause::MremapGrow, range, sight) {
-        return vec![Cause::MremapGrow];
+    // UFFDIO_MOVE marks what it moves, but not the zero page. What mremap moved with a whole page table is reported by
+    // the audit, and what is not there was never moved.
+    let cause = match (soft_dirty, epoch.worked.on(Work::UserfaultMovedHere, range)) {
+        (true, _) => return New::new(),
+        (false, true) => Cause::UserfaultfdMove,
+        (false, false) if present => return New::new(),
+        (false, false) => Cause::MremapGrow,
+    };
+    if epoch.findings.hazard(cause, range, sight) {
+        vec![cause]
+    } else {
+        New::new()
     }
-    New::new()
+}
+
+/// Takes in `UFFDIO_MOVE` onto what the clear had met: a look at the pages tells which of them carry their bit.
+pub(super) fn userfault_move(epoch: &mut Epoch, range: Range) {
+    let mapped = match &epoch.at_clear {
+        Some(at_clear) => at_clear.mapped(range),
+        None => return,
+    };
+    for part in mapped.iter() {
+        epoch.to_verify.insert_bounded(part, MERGED);
+    }
 }
 
 /// Whether two records name the same process.

@@ -235,6 +235,9 @@ impl Detectors {
             self.touched.insert((clear.birth, number - 1));
         }
         space.end_before(number, Ending::Unseen, clear.header.time_ns);
+        let aliased_before = space
+            .newest()
+            .map_or(0, |epoch| epoch.blind[Blind::WritableAlias as usize]);
         let opening = Opening::Clear(Box::new(*clear));
         let epoch = match space.epochs.get_mut(&number) {
             // Something of it was met before its record.
@@ -259,9 +262,12 @@ impl Detectors {
             }
         };
         epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
-        if let Some(at_clear) = &epoch.at_clear {
-            epoch.blind[Blind::WritableAlias as usize] += at_clear.aliased_bytes();
-        }
+        // Of clears that follow each other faster than rows are looked at, the newest is known; what was mapped
+        // elsewhere before is taken to be so still.
+        epoch.blind[Blind::WritableAlias as usize] += match &epoch.at_clear {
+            Some(at_clear) => at_clear.aliased_bytes(),
+            None => aliased_before,
+        };
         self.losses.note_start(epoch, clear.first_walk_ns);
         let new = hazards::opening_clear(epoch, clear);
         self.totals.hazards(&new);
@@ -337,6 +343,7 @@ impl Detectors {
                     }
                 }
             }
+            RangeCause::UserfaultMove => hazards::userfault_move(epoch, range),
             RangeCause::UserfaultZero => new = hazards::userfault_zero(epoch, range, at_ns),
             _ => {}
         }
@@ -352,7 +359,7 @@ impl Detectors {
                 epoch.drop_by(work, dropped);
             }
         }
-        if cause == RangeCause::Remap && !epoch.to_verify.is_empty() {
+        if matches!(cause, RangeCause::Remap | RangeCause::UserfaultMove) && !epoch.to_verify.is_empty() {
             self.moved.insert(record.birth);
         }
         self.totals.flush_dropped(epoch);

@@ -203,3 +203,44 @@ fn what_took_the_place_of_another_mapping_and_was_swallowed() {
     story.vma(whole, VMA_CHANGED);
     assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
 }
+
+#[test]
+fn a_place_that_was_moved_here_untouched_and_then_read() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), private(64, 64)]);
+    story.pages(private(64, 64), |record| {
+        record.moved = PageSet::range(64, 64);
+        record.zero = PageSet::range(64, 32);
+        record.none = PageSet::range(96, 30);
+    });
+    assert_eq!(
+        story.found(1),
+        [
+            ("mremap-table-move".to_owned(), Evidence::Observed, 2),
+            ("mremap-grow".to_owned(), Evidence::Hazard, 62)
+        ]
+    );
+}
+
+#[test]
+fn a_zero_page_that_userfaultfd_moved() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), private(64, 64)]);
+    story.range(RangeCause::UserfaultMove, pages(64, 2), |record| {
+        record.from = CHUNK
+    });
+    assert_eq!(story.detectors.take_moved().len(), 1);
+    for (page, soft_dirty) in [(64, false), (65, true)] {
+        story
+            .detectors
+            .seen_in_pagemap(BIRTH, 1, CHUNK + page * PAGE, true, soft_dirty, 5);
+    }
+    assert_eq!(
+        story.found(1),
+        [("userfaultfd-move".to_owned(), Evidence::Hazard, 1)]
+    );
+    assert_eq!(
+        story.of(1).dropped_pages,
+        BTreeMap::from([("userfaultfd_move".to_owned(), 2)])
+    );
+}
