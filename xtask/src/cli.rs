@@ -2,6 +2,7 @@
 
 mod guest;
 mod run;
+mod soak;
 
 use crate::kernels::{Series, Wanted};
 use crate::{bench, build_ebpf, failure, fixtures, packaging, suites};
@@ -66,6 +67,11 @@ enum Task {
     Package,
     /// Make the committed files anew that are made from others: the alerts for the Prometheus Operator.
     Generate,
+    /// Stress a guest's memory for minutes or hours under sdtrace, beside a process that knows what changed.
+    ///
+    /// stress-ng stresses, a tracker freezes, reads and clears all of it every 100 ms, and an oracle tells which writes
+    /// the kernel missed. Leaves a JSON summary.
+    Soak(soak::Arguments),
     /// Make the fixtures of the layout tests anew, from kernels booted under emulation.
     Fixtures {
         /// Only this series (6.12, …), which may be one that has no fixture yet; may be repeated.
@@ -111,6 +117,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { kernel, write } => bench::run(&kernel, write)?,
         Task::Package => packaging::run()?,
         Task::Generate => packaging::alerts::write()?,
+        Task::Soak(arguments) => return soak::run(&arguments),
         Task::Fixtures { kernel } => fixtures::make(&kernel)?,
     }
     Ok(ExitCode::SUCCESS)

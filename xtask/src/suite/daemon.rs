@@ -85,6 +85,12 @@ impl Daemon {
         lines[lines.len().saturating_sub(5)..].join(" | ")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {

@@ -17,6 +17,7 @@ use crate::guest::interrupt;
 use crate::kernels::fetch::Kernels;
 use crate::kernels::{Series, Wanted};
 use crate::provision::{promtool, say};
+use crate::soak;
 use crate::workspace::{clean_command, target_dir};
 use anyhow::{Context as _, Result, bail};
 use std::env;
@@ -106,6 +107,16 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "criu",
             "CRIU's clears are sdtrace's epochs, and CRIU writes what its target changed",
             move || criu::run(&criu_kernels(extent), "fentry"),
+        ),
+        Step::new(
+            "soak",
+            "nothing is lost, missed or miscounted under two minutes of memory stress",
+            || {
+                soak::test(
+                    Wanted::Series(Series { major: 6, minor: 12 }),
+                    Duration::from_mins(2),
+                )
+            },
         ),
         Step::new(
             "battery",
