@@ -17,6 +17,9 @@ pub const PTE_SOFT_DIRTY: u64 = 1 << 11;
 pub const PTE_DIRTY: u64 = 1 << 6;
 /// `_PAGE_PSE` of a PMD entry: it maps a huge page.
 pub const PTE_HUGE: u64 = 1 << 7;
+/// `_PAGE_PROTNONE`: the page is there, but for now no access is let through (`PROT_NONE`, a NUMA hint). Together with
+/// [`PTE_PRESENT`] it is what the kernel calls present (`pte_present`); the bits keep their meaning.
+pub const PTE_PROTNONE: u64 = 1 << 8;
 /// `_PAGE_SPECIAL`: no page descriptor; in a private VMA the zero page.
 pub const PTE_SPECIAL: u64 = 1 << 9;
 /// `_PAGE_SWP_SOFT_DIRTY`: soft-dirty of an entry that is not present.
@@ -48,6 +51,9 @@ pub const VM_SOFTDIRTY: u64 = 0x0800_0000;
 pub const SB_KERNMOUNT: u64 = 1 << 22;
 /// `TMPFS_MAGIC` of `include/uapi/linux/magic.h`.
 pub const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// `ANON_INODE_FS_MAGIC` of `include/uapi/linux/magic.h`: files without a file system share one inode there.
+pub const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
 
 /// The two-letter names that `/proc/PID/smaps` prints in `VmFlags`, for the bits that sdtrace decodes.
 pub const SMAPS_NAMES: [(u64, &str); 8] = [

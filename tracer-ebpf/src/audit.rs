@@ -135,6 +135,13 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
     look(scratch, addr, first, last, chunk);
 }
 
+/// Whether `*pmd` maps a huge page.
+#[inline(always)]
+pub fn is_huge(pmd: u64) -> bool {
+    const BOTH: u64 = PTE_PRESENT | PTE_HUGE;
+    Probed::u64(pmd, 0) & BOTH == BOTH
+}
+
 /// A part of a VMA without page table: what was written there, and is shared, is out of the page table.
 ///
 /// A pagemap read walks 2 MiB at a time, so a hole is one chunk. `PAGEMAP_SCAN` may meet longer ones: only the

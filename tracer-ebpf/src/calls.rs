@@ -142,6 +142,9 @@ pub fn breakpoint(mm_or_vma: u64, is_vma: bool, address: u64) {
     }
 }
 
+/// `ENOMEM` of `include/uapi/asm-generic/errno-base.h`.
+const ENOMEM: i64 = 12;
+
 /// The return of any of them.
 #[inline(always)]
 pub fn returned(answer: i64) {
@@ -168,9 +171,10 @@ pub fn returned(answer: i64) {
         }
         return;
     }
-    // madvise may have done a part when it fails, and then nobody else tells of it.
+    // madvise goes on behind a hole and says so afterwards; every other failure did nothing, or stopped early.
     let failed = (-4095..0).contains(&answer);
-    if failed && call.cause != RangeCause::Advice as u32 {
+    let in_part = call.cause == RangeCause::Advice as u32 && answer == -ENOMEM;
+    if failed && !in_part {
         return;
     }
     if call.cause == RangeCause::Remap as u32 {

@@ -1,5 +1,6 @@
 //! Hooks on what works on page-table entries one by one: they mark the page, so that a finding there has a name.
 
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_common::pages::PageCause;
 
 use crate::layout::*;
@@ -21,6 +22,21 @@ pub fn of_mm(mm: u64, address: u64, huge: bool, cause: PageCause) {
     if tracking::anything() && tracking::perhaps::<Probed>(mm) {
         pages::mark_cause(mm, address, huge, cause as u32);
     }
+}
+
+/// `try_to_unmap_one(page, vma, address, …)`: reclaim, or a collapse that needs the page for itself.
+#[inline(always)]
+pub fn unmaps(vma: u64, address: u64) {
+    if !tracking::anything() {
+        return;
+    }
+    let collapses = tracking::collapsing() == bpf_get_current_pid_tgid();
+    let cause = if collapses {
+        PageCause::Collapse
+    } else {
+        PageCause::Reclaim
+    };
+    of_mm(Probed::u64(vma, VMA_MM.load()), address, false, cause);
 }
 
 /// `try_to_merge_one_page(vma, page, kpage)`: KSM does not say the address; it follows from the page's place in

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use aya_log_ebpf::debug;
 use tracer_common::audit::Reader;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
+use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_SHARED, VM_WRITE};
 use tracer_common::records::{
     Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
     VERSION,
@@ -32,6 +32,11 @@ pub struct ClearUnderWay {
     site: Site,
     audited_pages: u64,
     writes_after_read: u64,
+    /// Bytes that the process has pinned (`mm->pinned_vm`).
+    pinned: u64,
+    /// Bytes that could be pinned and blind for it: shared, or of huge pages. Private small pages are not: a clear
+    /// leaves them soft-dirty (`pte_is_pinned`).
+    may_be_pinned: u64,
     blind_bytes: [u64; Blind::ALL.len()],
     audited_vmas: u32,
     read_epoch: u32,
@@ -141,6 +146,9 @@ pub fn reached_vma(walk: u64) {
     if let Some(sum) = clear.blind_bytes.get_mut(blind as usize & 7) {
         *sum += end - key.start;
     }
+    if clear.pinned != 0 && key.flags & VM_SHARED != 0 && tracks {
+        clear.may_be_pinned += end - key.start;
+    }
     let Some(row) = rows::get(rows::find_or_create(&key, vma)) else {
         return;
     };
@@ -199,6 +207,9 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
     if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
         return;
     }
+    if clear.pinned != 0 && clear.site.key.flags & VM_SHARED == 0 && audit::is_huge(pmd) {
+        clear.may_be_pinned += end.wrapping_sub(addr);
+    }
     if clear.audit != 0
         && let Some(scratch) = audit::scratch(Bench::Clear)
     {
@@ -223,7 +234,7 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         tracked.boundary = Boundary::at(first_end, clear.epoch);
         tracked.epoch = clear.epoch;
         clear.status = CLEAR_TRACKED;
-        clear.blind_bytes[Blind::Pinned as usize] = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
+        clear.pinned = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
         return;
     }
     if !passes(task_of_proc_file(clear.file)) {
@@ -241,7 +252,7 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         origin: ORIGIN_CLEAR,
         ..Tracked::default()
     };
-    clear.blind_bytes[Blind::Pinned as usize] = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
+    clear.pinned = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
     clear.status = if tracking::start::<Probed>(clear.mm, &tracked) {
         CLEAR_TRACKED
     } else {
@@ -306,6 +317,11 @@ fn finish(clear: &ClearUnderWay, result: i64) {
         writes_after_read: clear.writes_after_read,
         blind_bytes: clear.blind_bytes,
         ..ClearRecord::default()
+    };
+    record.blind_bytes[Blind::Pinned as usize] = if clear.pinned < clear.may_be_pinned {
+        clear.pinned
+    } else {
+        clear.may_be_pinned
     };
     debug!(
         (),

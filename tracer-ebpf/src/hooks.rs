@@ -1,6 +1,7 @@
 //! Entry points of the audit, of the record of writes and of the hooks on what destroys bits.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
 use tracer_common::audit::Reader;
@@ -138,13 +139,25 @@ entry_points!(remove_migration_pte_fentry remove_migration_pte_kprobe ARGS_REMOV
     |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::touches(vma, addr, false, PageCause::Migration); });
 
 entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
-    |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS| { causes::touches(vma, address, false, PageCause::Reclaim); });
+    |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS| { causes::unmaps(vma, address); });
 
 entry_points!(try_to_merge_one_page_fentry try_to_merge_one_page_kprobe ARGS_TRY_TO_MERGE_ONE_PAGE
     |vma: ARG_TRY_TO_MERGE_ONE_PAGE_VMA, page: ARG_TRY_TO_MERGE_ONE_PAGE_PAGE| { causes::merges(vma, page); });
 
 entry_points!(split_huge_pmd_fentry split_huge_pmd_kprobe ARGS_SPLIT_HUGE_PMD
     |vma: ARG_SPLIT_HUGE_PMD_VMA, address: ARG_SPLIT_HUGE_PMD_ADDRESS| { causes::touches(vma, address, true, PageCause::Split); });
+
+entry_points!(collapse_file_fentry collapse_file_kprobe ARGS_COLLAPSE_FILE
+|start: ARG_COLLAPSE_FILE_START| {
+    let _ = start;
+    tracking::note_collapsing(bpf_get_current_pid_tgid());
+});
+
+exit_points!(collapse_file_fexit collapse_file_kretprobe ARGS_COLLAPSE_FILE
+|answer| {
+    let _ = answer;
+    tracking::note_collapsing(0);
+});
 
 entry_points!(collapse_pte_mapped_thp_fentry collapse_pte_mapped_thp_kprobe ARGS_COLLAPSE_PTE_MAPPED_THP
     |mm: ARG_COLLAPSE_PTE_MAPPED_THP_MM; addr: ARG_COLLAPSE_PTE_MAPPED_THP_ADDR| { causes::of_mm(mm, addr, true, PageCause::Collapse); });

@@ -3,7 +3,7 @@
 use tracer_common::audit::VmaFacts;
 use tracer_common::classify::VmaKind;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{SB_KERNMOUNT, TMPFS_MAGIC, VM_SHARED};
+use tracer_common::flags::{ANON_INODE_FS_MAGIC, SB_KERNMOUNT, TMPFS_MAGIC, VM_SHARED};
 use tracer_common::table::{VmaKey, VmaRow};
 
 use crate::layout::*;
@@ -137,8 +137,18 @@ impl Backing {
         }
         let inode = Probed::u64(file, FILE_INODE.load());
         let superblock = Probed::u64(inode, INODE_SB.load());
-        let kernel_tmpfs = Probed::u64(superblock, SUPER_FLAGS.load()) & SB_KERNMOUNT != 0
-            && Probed::u64(superblock, SUPER_MAGIC.load()) == TMPFS_MAGIC;
+        let magic = Probed::u64(superblock, SUPER_MAGIC.load());
+        if magic == ANON_INODE_FS_MAGIC {
+            // Rings of io_uring and perf, KVM and others: all of them share one inode, which says nothing.
+            return Self {
+                has_ops,
+                kernel_tmpfs: false,
+                inode: 0,
+                device: 0,
+            };
+        }
+        let kernel_tmpfs =
+            Probed::u64(superblock, SUPER_FLAGS.load()) & SB_KERNMOUNT != 0 && magic == TMPFS_MAGIC;
         Self {
             has_ops,
             kernel_tmpfs,

@@ -27,6 +27,8 @@ struct Filter {
     clears: UnsafeCell<u64>,
     /// 1 from the first time that a tracked address space moved pages.
     moved: UnsafeCell<u64>,
+    /// The thread that collapses a file's pages into a huge one, 0 if none does: khugepaged, or one in madvise.
+    collapsing: UnsafeCell<u64>,
     /// Address of this structure, for programs that the verifier does not let compute with it.
     address: UnsafeCell<u64>,
     /// Tracked address spaces by a few bits of their address. A cell of 0 proves that none is meant.
@@ -42,6 +44,7 @@ static FILTER: Filter = Filter {
     under_way: UnsafeCell::new(0),
     clears: UnsafeCell::new(0),
     moved: UnsafeCell::new(0),
+    collapsing: UnsafeCell::new(0),
     address: UnsafeCell::new(0),
     cells: [const { UnsafeCell::new(0) }; CELLS],
 };
@@ -112,6 +115,21 @@ pub fn clear_enters() {
 #[inline(always)]
 pub fn clear_returns() {
     add(FILTER.clears.get(), 1u64.wrapping_neg());
+}
+
+/// The thread that collapses pages.
+#[inline(always)]
+pub fn collapsing() -> u64 {
+    // SAFETY: a plain load of a word of ours.
+    unsafe { core::ptr::read_volatile(FILTER.collapsing.get()) }
+}
+
+/// Notes the thread that collapses pages, 0 for none. Of two at a time the later is known: khugepaged is one thread,
+/// and madvise tells of itself.
+#[inline(always)]
+pub fn note_collapsing(thread: u64) {
+    // SAFETY: a plain store to a word of ours.
+    unsafe { core::ptr::write_volatile(FILTER.collapsing.get(), thread) };
 }
 
 /// Whether any tracked address space has ever moved pages.

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use tracer_common::audit::{MOVED_RANGES, PagesRecord};
 use tracer_common::counters::Stage;
-use tracer_common::flags::{PTE_DIRTY, PTE_PRESENT, PTE_SPECIAL};
+use tracer_common::flags::{PTE_DIRTY, PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SPECIAL};
 use tracer_common::pages::{PAGES, PageSet, TAG_MASK, tag};
 use tracer_common::records::{Header, Kind, VERSION};
 
@@ -57,6 +57,10 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
     }
     if scratch.table == 0 {
         let mut entry = scratch.entries[PAGES];
+        if entry & PTE_HUGE != 0 {
+            // Present in the sense of `pmd_present`.
+            entry |= PTE_PROTNONE;
+        }
         if entry & PTE_PRESENT != 0 && is_huge_zero(entry) {
             entry |= PTE_SPECIAL;
         }
@@ -168,14 +172,14 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
         ($($bit:literal)*) => {$(
             let entry = scratch.entries[group * 8 + $bit];
             let mark = marks >> ($bit * 8);
-            let is_present = entry & 1;
-            let is_clean = (((entry >> 11) & is_present) | ((entry >> 1) & !entry & 1)) ^ 1;
+            let is_present = (entry | (entry >> 8)) & 1;
+            let is_clean = (((entry >> 11) & is_present) | ((entry >> 1) & (is_present ^ 1))) ^ 1;
             let is_written = zero_as_one((mark ^ wanted) & u64::from(TAG_MASK));
             present |= is_present << $bit;
             clean |= is_clean << $bit;
             written |= is_written << $bit;
             raced |= ((mark >> 7) & is_written) << $bit;
-            exposed |= ((entry >> 1) & is_present & is_clean) << $bit;
+            exposed |= ((entry >> 1) & entry & is_clean) << $bit;
             dirty |= ((entry / PTE_DIRTY) & 1) << $bit;
             none |= zero_as_one(entry) << $bit;
             special |= ((entry / PTE_SPECIAL) & is_present) << $bit;

@@ -2,7 +2,9 @@
 
 use core::arch::asm;
 
-use tracer_common::flags::{PTE_PRESENT, PTE_SOFT_DIRTY, PTE_SWAP_SOFT_DIRTY, PTE_WRITE};
+use tracer_common::flags::{
+    PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SOFT_DIRTY, PTE_SWAP_SOFT_DIRTY, PTE_WRITE,
+};
 use tracer_common::pages::CHUNK_SIZE;
 
 use super::{GROUPS, Scratch, Site};
@@ -35,7 +37,8 @@ pub fn moved_here(site: &Site, addr: u64) -> bool {
 /// The test of a whole chunk by one entry.
 #[inline(always)]
 pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
-    let present = entry & PTE_PRESENT != 0;
+    // A PMD entry that is being split lacks both bits of presence and still is one (`pmd_present`).
+    let present = entry & (PTE_PRESENT | PTE_PROTNONE | PTE_HUGE) != 0;
     let soft_dirty = entry
         & if present {
             PTE_SOFT_DIRTY
@@ -46,7 +49,7 @@ pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
     if soft_dirty {
         return false;
     }
-    if present && entry & PTE_WRITE != 0 {
+    if entry & (PTE_PRESENT | PTE_WRITE) == PTE_PRESENT | PTE_WRITE {
         return true;
     }
     let Some(chunk) = pages::get(chunk) else {
@@ -92,7 +95,7 @@ fn eight_entries(entries: *const u64, mut answer: u64) -> u64 {
     answer
 }
 
-/// Of eight entries, those that are present and soft-dirty: the highest bit of byte `n` for entry `n`.
+/// Of eight entries, those that are present (`PTE_PRESENT` or `PTE_PROTNONE`, bit 0 or 8) and soft-dirty: the highest bit of byte `n` for entry `n`.
 #[inline(always)]
 fn eight_soft_dirty(entries: *const u64) -> u64 {
     let mut lanes = 0u64;
@@ -103,7 +106,9 @@ fn eight_soft_dirty(entries: *const u64) -> u64 {
                 asm!(
                     concat!("{x} = *(u64 *)({entries} + ", $offset, ")"),
                     "{y} = {x}",
-                    "{y} >>= 11",
+                    "{y} >>= 8",
+                    "{y} |= {x}",
+                    "{x} >>= 11",
                     "{x} &= {y}",
                     "{x} &= 1",
                     concat!("{x} <<= ", $shift),

@@ -169,6 +169,21 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // Tells the collapse of shared memory from reclaim: both take pages out of the page table.
+        target: "collapse_file",
+        required: false,
+        fentry: &[
+            program!("collapse_file_fexit", Return),
+            program!("collapse_file_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("collapse_file_kretprobe", Return),
+            program!("collapse_file_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         // Names the collapse of shared memory into a huge page.
         target: "collapse_pte_mapped_thp",
         required: false,

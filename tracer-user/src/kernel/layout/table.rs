@@ -417,6 +417,11 @@ pub(super) const FUNCTIONS: &[Function] = &[
         ],
     ),
     function(
+        "collapse_file",
+        "ARGS_COLLAPSE_FILE",
+        &[needs("ARG_COLLAPSE_FILE_START", "start")],
+    ),
+    function(
         "collapse_pte_mapped_thp",
         "ARGS_COLLAPSE_PTE_MAPPED_THP",
         &[
