@@ -227,7 +227,7 @@ fn a_zero_page_that_userfaultfd_moved() {
     let mut story = Story::new();
     story.clear(1, vec![private(0, 64), private(64, 64)]);
     story.range(RangeCause::UserfaultMove, pages(64, 2), |record| {
-        record.from = CHUNK
+        record.from = CHUNK;
     });
     assert_eq!(story.detectors.take_moved().len(), 1);
     for (page, soft_dirty) in [(64, false), (65, true)] {
