@@ -8,6 +8,7 @@
 //! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
 //! gaps, so that they never say too little), and finished epochs, which go with those of the ledger.
 
+mod calls;
 mod cause;
 mod epoch;
 mod exposed;
@@ -25,7 +26,6 @@ mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tracer_common::audit::{RangeCause, RangeRecord};
 use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
@@ -43,7 +43,7 @@ use epoch::{Ending, Epoch, Opening};
 use findings::{Budget, Counted};
 use hazards::born_writable;
 use tell::Totals;
-use worked::{AtClear, DROPPING, FileHole, Remap, Work};
+use worked::AtClear;
 
 /// How long after its end an epoch is kept open for records that come late.
 const GRACE_NS: u64 = 200_000_000;
@@ -305,121 +305,6 @@ impl Detectors {
         for &number in space.epochs.keys() {
             self.touched.insert((exit.birth, number));
         }
-    }
-
-    fn range(&mut self, record: &RangeRecord) {
-        let Some(cause) = RangeCause::from_raw(record.cause) else {
-            self.totals.late += 1;
-            return;
-        };
-        if cause == RangeCause::FileHole {
-            self.hole(record);
-            return;
-        }
-        let range = worked::pages_of(record.start, record.length);
-        let at_ns = record.header.time_ns;
-        let space = self.spaces.entry(record.birth).or_default();
-        let Space { epochs: _, merged } = space;
-        if cause == RangeCause::Remap {
-            for replaced in Remap::of(record).replaced() {
-                merged.remove(replaced);
-            }
-        }
-        let Some(epoch) = space.epoch(record.epoch) else {
-            self.totals.late += 1;
-            return;
-        };
-        let mut new = Vec::new();
-        match cause {
-            RangeCause::Remap => {
-                let remap = Remap::of(record);
-                new = hazards::remap(epoch, &remap, at_ns);
-                if remap.keeps_source {
-                    epoch.drop_by(Work::DontunmapSource, remap.source);
-                }
-                if let Some(at_clear) = &mut epoch.at_clear {
-                    for replaced in remap.replaced() {
-                        at_clear.intact.remove(replaced);
-                    }
-                }
-            }
-            RangeCause::UserfaultMove => hazards::userfault_move(epoch, range),
-            RangeCause::UserfaultZero => new = hazards::userfault_zero(epoch, range, at_ns),
-            _ => {}
-        }
-        epoch.worked.take_in(record);
-        for work in DROPPING {
-            // What this very call dropped: a second call on the same pages drops nothing that counts again.
-            if work != Work::DontunmapSource && worked::is_by(record, work) {
-                let dropped = if work == Work::UserfaultMovedAway {
-                    worked::pages_of(record.from, record.length)
-                } else {
-                    range
-                };
-                epoch.drop_by(work, dropped);
-            }
-        }
-        if matches!(cause, RangeCause::Remap | RangeCause::UserfaultMove) && !epoch.to_verify.is_empty() {
-            self.moved.insert(record.birth);
-        }
-        self.totals.flush_dropped(epoch);
-        self.totals.hazards(&new);
-        self.touched.insert((record.birth, record.epoch));
-    }
-
-    /// A hole in a file concerns every address space that maps it.
-    fn hole(&mut self, record: &RangeRecord) {
-        let hole = FileHole::of(record);
-        for space in self.spaces.values_mut() {
-            let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
-                continue;
-            };
-            epoch.note_hole(hole);
-            let ranges = epoch
-                .at_clear
-                .as_ref()
-                .map_or_else(Vec::new, |at_clear| worked::holes_at(at_clear, &hole));
-            for range in ranges {
-                epoch.drop_range(Dropped::FileHole, range);
-            }
-            self.totals.flush_dropped(epoch);
-        }
-    }
-
-    /// What somebody who read the pagemap of an address space in this epoch saw: whether the page is present (or
-    /// swapped), and its bit. Only pages that were moved here matter.
-    pub fn seen_in_pagemap(
-        &mut self,
-        birth: u64,
-        epoch: u32,
-        page: u64,
-        present: bool,
-        soft_dirty: bool,
-        at_ns: u64,
-    ) {
-        if let Some(found) = self
-            .spaces
-            .get_mut(&birth)
-            .and_then(|space| space.epochs.get_mut(&epoch))
-            .filter(|epoch| epoch.is_open())
-        {
-            let new = hazards::verified(found, page, present, soft_dirty, at_ns);
-            self.totals.hazards(&new);
-            self.touched.insert((birth, epoch));
-        }
-    }
-
-    /// Address spaces in which pages have been moved over others since the last call: somebody should look at
-    /// [`Self::to_verify`], before the process is gone.
-    pub fn take_moved(&mut self) -> BTreeSet<u64> {
-        std::mem::take(&mut self.moved)
-    }
-
-    /// Ranges of the newest epoch of an address space that somebody should look at, because pages were moved there.
-    #[must_use]
-    pub fn to_verify(&self, birth: u64) -> Option<(u32, Vec<Range>)> {
-        let (&number, epoch) = self.spaces.get(&birth)?.epochs.iter().next_back()?;
-        (epoch.is_open() && !epoch.to_verify.is_empty()).then(|| (number, epoch.to_verify.iter().collect()))
     }
 
     /// Whether an epoch waits for a full sample of losses to be finished.
