@@ -132,7 +132,7 @@ impl Agent {
         self.detectors.note_losses(&self.sample());
         let mut end = std::pin::pin!(end);
         loop {
-            let due_at = self.audits.due_at();
+            let (due_at, answer_by) = (self.audits.due_at(), self.audits.answer_by());
             tokio::select! {
                 biased;
                 () = &mut end => break,
@@ -147,6 +147,7 @@ impl Agent {
                     self.sweep();
                 }
                 () = due(due_at) => self.start_audit(Demand::Periodic),
+                () = due(answer_by) => self.answer_without_audit(),
             }
         }
         self.missed = self.kernel.probes.missed_runs();
@@ -287,7 +288,7 @@ impl Agent {
             Request::Reading(answer) => drop(answer.send(self.reading())),
             Request::Dump(answer) if self.audits.is_off() => drop(answer.send(self.dump())),
             Request::Dump(answer) => {
-                self.audits.waiting.push(answer);
+                self.audits.wait(answer);
                 self.start_audit(Demand::Dump);
             }
         }
@@ -314,6 +315,14 @@ impl Agent {
             })
         });
         self.audits.start(demand, targets.collect());
+    }
+
+    /// Answers whoever has waited for an audit long enough.
+    fn answer_without_audit(&mut self) {
+        self.turn();
+        for answer in self.audits.take_waiting() {
+            drop(answer.send(self.dump()));
+        }
     }
 
     /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
@@ -346,7 +355,7 @@ impl Agent {
         for answer in done.answers {
             drop(answer.send(self.dump()));
         }
-        if !self.audits.waiting.is_empty() {
+        if self.audits.is_waited_for() {
             self.start_audit(Demand::Dump);
         } else if self.audits.take_verify_again() {
             self.start_audit(Demand::Verify);

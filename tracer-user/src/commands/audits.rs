@@ -11,6 +11,8 @@ use crate::ledger::dump::Dump;
 
 /// How long whoever asks for a dump waits for the audit.
 const BEFORE_A_DUMP: Duration = Duration::from_secs(2);
+/// How long at most, if the audit is held up.
+const LONGEST_WAIT: Duration = Duration::from_millis(3_500);
 /// The longest reading of any other kind.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -59,7 +61,8 @@ pub(super) struct Audits {
     /// Demanded while another one was running.
     verify_again: bool,
     /// Who waits for a dump that no running audit was started for.
-    pub(super) waiting: Vec<oneshot::Sender<Dump>>,
+    waiting: Vec<oneshot::Sender<Dump>>,
+    answer_by: Option<Instant>,
     pub(super) counts: AuditCounts,
 }
 
@@ -83,6 +86,33 @@ impl Audits {
             self.started
                 .map_or_else(Instant::now, |started| started + schedule.period),
         )
+    }
+
+    /// Remembers who waits for a dump.
+    pub(super) fn wait(&mut self, answer: oneshot::Sender<Dump>) {
+        self.waiting.push(answer);
+        self.answer_by
+            .get_or_insert_with(|| Instant::now() + LONGEST_WAIT);
+    }
+
+    /// Whether somebody waits for a dump that no running audit was started for.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// When those who wait get their answer even if no audit has ended: a target can hold its lock for long.
+    pub(super) const fn answer_by(&self) -> Option<Instant> {
+        self.answer_by
+    }
+
+    /// Everybody who waits, for an answer now.
+    pub(super) fn take_waiting(&mut self) -> Vec<oneshot::Sender<Dump>> {
+        self.answer_by = None;
+        let mut answers = std::mem::take(&mut self.waiting);
+        if let Some(running) = &mut self.running {
+            answers.append(&mut running.answers);
+        }
+        answers
     }
 
     /// Starts one of these targets, in ascending order of birth, unless another is running.
@@ -141,6 +171,9 @@ impl Audits {
         });
         let running = self.running.take();
         self.counts.add(&read.counts);
+        if self.waiting.is_empty() {
+            self.answer_by = None;
+        }
         let demand = running.as_ref().map(|running| running.demand);
         if demand == Some(Demand::Periodic) {
             self.rotation.note(&read.results);
