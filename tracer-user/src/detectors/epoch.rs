@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tracer_common::audit::{PagesRecord, Reader, VmaRecord};
 use tracer_common::flags::{VM_SHARED, is_armed};
+use tracer_common::pages::PageCause;
 use tracer_common::records::{Blind, ClearRecord};
 
 use super::cause::{Cause, Dropped, Evidence};
@@ -61,6 +62,8 @@ pub(super) struct Epoch {
     pub(super) dropped_pages: [u64; Dropped::ALL.len()],
     /// Ranges that were mapped after the clear and have lost `VM_SOFTDIRTY`.
     pub(super) fresh: RangeSet,
+    /// Ranges that mappings were moved to which had been made after the clear, and carried `VM_SOFTDIRTY`.
+    pub(super) moved_fresh: RangeSet,
     /// Ranges that pages were moved to over others; whoever looks at the pages takes them out.
     pub(super) to_verify: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
@@ -93,6 +96,7 @@ impl Epoch {
             dropped: Default::default(),
             dropped_pages: [0; Dropped::ALL.len()],
             fresh: RangeSet::default(),
+            moved_fresh: RangeSet::default(),
             to_verify: RangeSet::default(),
             unknown,
             blind,
@@ -148,6 +152,13 @@ impl Epoch {
         let shared = record.vma.key.flags & VM_SHARED != 0;
         let merged = merged || self.fresh.overlaps(vma_range);
         let holes: Vec<Range> = self.holes.iter().map(|hole| hole_in(&record.vma, hole)).collect();
+        // A clear forgets the marks of a page table just before it walks it; a migration that has begun by then ends
+        // behind it. What the other exposed pages of the same page table tell is as good.
+        let of_neighbours = record
+            .exposed
+            .iter()
+            .find_map(|page| tracer_common::pages::cause_of(record.causes[page], record.epoch))
+            .filter(|mark| matches!(mark, PageCause::Migration | PageCause::HugeMigration));
         let mut found = Vec::new();
         let mut interesting = record.exposed;
         interesting.add(&record.lost);
@@ -158,7 +169,7 @@ impl Epoch {
             let mut put = |rank, cause| found.push(PageFinding { page, rank, cause });
             if record.exposed.contains(page) {
                 let cause = exposed::cause(exposed::Around {
-                    mark,
+                    mark: mark.or(of_neighbours),
                     born_writable: born_writable(&record.vma.key),
                     merged,
                     protected: self.worked.on(Work::Protect, range),
@@ -170,7 +181,10 @@ impl Epoch {
                 // Nothing was moved here, though the range was: the place was untouched, and perhaps read since.
                 if record.none.contains(page) || (!shared && record.zero.contains(page)) {
                     self.to_verify.remove(range);
-                    self.findings.hazard(Cause::MremapGrow, range, sight(record));
+                    let cause = self.untouched(range);
+                    self.findings.hazard(cause, range, sight(record));
+                } else if self.moved_fresh.overlaps(range) {
+                    put(Rank::Observed, Cause::VmaMerge);
                 } else if self.worked.on(Work::UserfaultMovedHere, range) {
                     put(Rank::Observed, Cause::UserfaultfdMove);
                 } else {
@@ -215,6 +229,16 @@ impl Epoch {
             }
         }
         counted
+    }
+
+    /// Why a place that was moved here untouched reads as clean: a mapping made after the clear carried
+    /// `VM_SOFTDIRTY`, and lost it when it became a part of an armed one.
+    fn untouched(&self, range: Range) -> Cause {
+        if self.moved_fresh.overlaps(range) {
+            Cause::VmaMerge
+        } else {
+            Cause::MremapGrow
+        }
     }
 
     /// Notes dropped content; a page counts once per epoch, under the first reason.
@@ -295,6 +319,7 @@ impl Epoch {
         self.holes = Vec::new();
         self.dropped = Default::default();
         self.fresh = RangeSet::default();
+        self.moved_fresh = RangeSet::default();
     }
 
     /// Keeps the counts of a finished epoch and gives its ranges up.

@@ -82,7 +82,13 @@ const MERGED: usize = 256;
 /// lost it.
 fn new_range(epoch: &mut Epoch, part: Range, kind: Option<VmaKind>, sight: Sight<'_>) -> New {
     let mut new = New::new();
-    let moved = epoch.worked.ranges(Work::MovedHere).within(part);
+    let moved: Vec<Range> = epoch
+        .worked
+        .ranges(Work::MovedHere)
+        .within(part)
+        .into_iter()
+        .flat_map(|range| epoch.moved_fresh.missing(range))
+        .collect();
     let grown = epoch.worked.ranges(Work::Grown).within(part);
     let mut left = RangeSet::default();
     left.insert(part);
@@ -138,8 +144,10 @@ pub(super) fn remap(epoch: &mut Epoch, remap: &Remap, at_ns: u64) -> New {
     };
     // A mapping that was made after the clear carries VM_SOFTDIRTY wherever it goes.
     if !at_clear.intact.overlaps(remap.source) {
+        epoch.moved_fresh.insert_bounded(remap.moved_here, MERGED);
         return New::new();
     }
+    epoch.moved_fresh.remove(remap.moved_here);
     let kind = at_clear.kind_at(remap.source.start);
     let replaced = at_clear.mapped(remap.moved_here);
     let grown = hidden(epoch, Cause::MremapGrow, remap.grown, kind, sight);

@@ -242,3 +242,17 @@ fn mappings_are_named_while_the_process_is_there() {
     assert_eq!(story.told()[0].vmas[0].file.as_deref(), Some("/usr/lib/x.so"));
     assert_eq!(*story.world.asked.borrow(), 1);
 }
+
+#[test]
+fn a_migration_whose_mark_the_clear_forgot() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64)]);
+    story.pages(private(0, 64), |record| {
+        record.exposed = PageSet::range(0, 8);
+        marked(record, PageCause::Migration, 2, 3);
+    });
+    assert_eq!(
+        story.found(1),
+        [("migration-race".to_owned(), Evidence::Exposed, 8)]
+    );
+}

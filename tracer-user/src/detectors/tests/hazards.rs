@@ -244,3 +244,24 @@ fn a_zero_page_that_userfaultfd_moved() {
         BTreeMap::from([("userfaultfd_move".to_owned(), 2)])
     );
 }
+
+#[test]
+fn a_fresh_mapping_that_was_moved_beside_an_armed_one() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), shared(64, 64)]);
+    // Made after the clear at page 300, moved over the shared memory, and swallowed by the mapping beside it.
+    story.range(RangeCause::Remap, pages(64, 64), |record| {
+        (record.from, record.from_length, record.detail) = (CHUNK + 300 * PAGE, 64 * PAGE, 3);
+    });
+    assert_eq!(
+        story.of(1).verdict,
+        Verdict::Trusted,
+        "it carries VM_SOFTDIRTY still"
+    );
+    story.vma(private(0, 128), VMA_CHANGED);
+    story.pages(private(0, 128), |record| {
+        record.moved = PageSet::range(64, 64);
+        record.none = PageSet::range(64, 64);
+    });
+    assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
+}
