@@ -1,5 +1,7 @@
 //! What worked on ranges of addresses in one epoch, and which VMAs there were when it was opened.
 
+use std::collections::BTreeMap;
+
 use tracer_common::audit::{RangeCause, RangeRecord, VmaFacts};
 use tracer_common::classify::VmaKind;
 use tracer_common::flags::{VM_SHARED, is_armed};
@@ -273,9 +275,14 @@ impl AtClear {
         Self { vmas, intact }
     }
 
-    /// The VMAs that had one of these addresses.
+    /// The VMAs that had one of these addresses. VMAs of one moment do not overlap, so their ends ascend, too.
     pub(super) fn overlapping(&self, range: Range) -> impl Iterator<Item = &VmaAtClear> {
-        self.vmas.iter().filter(move |vma| vma.range().overlaps(range))
+        let first = self.vmas.partition_point(|vma| vma.end <= range.start);
+        self.vmas
+            .iter()
+            .skip(first)
+            .take_while(move |vma| vma.key.start < range.end)
+            .filter(move |vma| vma.range().overlaps(range))
     }
 
     /// The parts of the range that were mapped at the clear, by VMA.
@@ -289,27 +296,17 @@ impl AtClear {
 
     /// The kind of the VMA that had this address.
     pub(super) fn kind_at(&self, address: u64) -> Option<VmaKind> {
-        self.vmas
-            .iter()
-            .find(|vma| vma.range().contains(address))
-            .map(|vma| vma.kind)
+        self.overlapping(Range::of(address, 1)).next().map(|vma| vma.kind)
     }
 
     /// Bytes of shared memory that is mapped a second time, by anybody: what is written there sets no bit here.
     /// Mappings of other parts of the same file by the same process are no second mapping.
     pub(super) fn aliased_bytes(&self) -> u64 {
-        let shared = || self.vmas.iter().filter(|vma| vma.is_shared());
-        let aliased = shared().filter(|vma| {
-            let same_file =
-                || shared().filter(|other| (other.inode, other.device) == (vma.inode, vma.device));
-            let twice_here = || {
-                same_file().any(|other| {
-                    other.key.start != vma.key.start && other.file_pages().overlaps(vma.file_pages())
-                })
-            };
-            vma.shared_mappings as usize > same_file().count() || twice_here()
-        });
-        aliased.map(|vma| vma.range().len()).sum()
+        let mut files = BTreeMap::<_, Vec<&VmaAtClear>>::new();
+        for vma in self.vmas.iter().filter(|vma| vma.is_shared()) {
+            files.entry((vma.inode, vma.device)).or_default().push(vma);
+        }
+        files.into_values().map(aliased_bytes_of_file).sum()
     }
 
     /// Bytes of shared memory.
@@ -323,6 +320,23 @@ impl AtClear {
             vma.inode != 0 && vma.inode == hole.inode && u64::from(vma.device) == hole.device
         })
     }
+}
+
+/// Of the shared mappings of one file by one process, the bytes of those that are not the only ones of their pages.
+fn aliased_bytes_of_file(mut vmas: Vec<&VmaAtClear>) -> u64 {
+    vmas.sort_by_key(|vma| vma.offset);
+    let mut end_before = 0;
+    let mut bytes = 0;
+    for (at, vma) in vmas.iter().enumerate() {
+        let pages = vma.file_pages();
+        let next = vmas.get(at + 1).map_or(u64::MAX, |next| next.offset);
+        let by_others = vma.shared_mappings as usize > vmas.len();
+        if by_others || pages.start < end_before || pages.end > next {
+            bytes += vma.range().len();
+        }
+        end_before = end_before.max(pages.end);
+    }
+    bytes
 }
 
 /// Where a hole lies in the VMAs that the clear met.
