@@ -57,10 +57,8 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
     }
     if scratch.table == 0 {
         let mut entry = scratch.entries[PAGES];
-        if entry & PTE_HUGE != 0 {
-            // Present in the sense of `pmd_present`.
-            entry |= PTE_PROTNONE;
-        }
+        // Present in the sense of `pmd_present`; `PTE_PROTNONE` is the bit above `PTE_HUGE`.
+        entry |= (entry & PTE_HUGE) << 1;
         if entry & PTE_PRESENT != 0 && is_huge_zero(entry) {
             entry |= PTE_SPECIAL;
         }
@@ -113,6 +111,8 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
     reserved.submit(0);
     1
 }
+
+const _: () = assert!(PTE_PROTNONE == PTE_HUGE << 1);
 
 #[inline(always)]
 fn is_huge_zero(entry: u64) -> bool {
@@ -172,8 +172,8 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
         ($($bit:literal)*) => {$(
             let entry = scratch.entries[group * 8 + $bit];
             let mark = marks >> ($bit * 8);
-            let is_present = (entry | (entry >> 8)) & 1;
-            let is_clean = (((entry >> 11) & is_present) | ((entry >> 1) & (is_present ^ 1))) ^ 1;
+            let is_present = is_there(entry);
+            let is_clean = lacks_bit(entry);
             let is_written = zero_as_one((mark ^ wanted) & u64::from(TAG_MASK));
             present |= is_present << $bit;
             clean |= is_clean << $bit;
@@ -207,6 +207,53 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
         put(&raw mut (*record).zero, special & looked_at);
     }
     exposed | lost | moved
+}
+
+/// 1 if an entry is present (bit 0 or 8), else 0. Written as instructions for the same reason.
+#[inline(always)]
+fn is_there(entry: u64) -> u64 {
+    let mut answer = entry;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{answer} >>= 8",
+            "{answer} |= {entry}",
+            "{answer} &= 1",
+            answer = inout(reg) answer,
+            entry = in(reg) entry,
+            options(pure, nomem, nostack),
+        );
+    }
+    answer
+}
+
+/// 1 if an entry is not soft-dirty, else 0: bit 11 if it is present (bit 0 or 8), bit 1 if it is not. Written as
+/// instructions, because LLVM makes a branch of the choice.
+#[inline(always)]
+fn lacks_bit(entry: u64) -> u64 {
+    let mut answer = entry;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{present} = {entry}",
+            "{present} >>= 8",
+            "{present} |= {entry}",
+            "{swapped} = {entry}",
+            "{swapped} >>= 1",
+            "{answer} >>= 11",
+            "{answer} ^= {swapped}",
+            "{answer} &= {present}",
+            "{answer} ^= {swapped}",
+            "{answer} ^= 1",
+            "{answer} &= 1",
+            answer = inout(reg) answer,
+            entry = in(reg) entry,
+            present = out(reg) _,
+            swapped = out(reg) _,
+            options(pure, nomem, nostack),
+        );
+    }
+    answer
 }
 
 /// The pages of a word of a set that lie before the page with this number, as bits. Without a branch: between 0 and
