@@ -50,13 +50,29 @@ pub fn madvise(mm: u64, start: u64, length: u64, advice: u32) {
     });
 }
 
+/// Where `pt_regs` of x86-64 keeps the arguments of a system call: the first four.
+const RDI: u32 = 112;
+const RSI: u32 = 104;
+const RDX: u32 = 96;
+const R10: u32 = 56;
+
+/// The entry of the system call madvise; `registers` is the caller's `pt_regs`. 5.10 has `do_madvise` inlined in it;
+/// where it calls it, the inner call takes over what is noted here.
+#[inline(always)]
+pub fn sys_madvise(registers: u64) {
+    if tracking::anything() {
+        madvise(
+            Probed::u64(current(), TASK_MM.load()),
+            Probed::u64(registers, RDI),
+            Probed::u64(registers, RSI),
+            Probed::u32(registers, RDX),
+        );
+    }
+}
+
 /// The entry of the system call mremap; `registers` is the caller's `pt_regs` (x86-64).
 #[inline(always)]
 pub fn mremap(registers: u64) {
-    const R10: u32 = 56;
-    const RDX: u32 = 96;
-    const RSI: u32 = 104;
-    const RDI: u32 = 112;
     if !tracking::anything() {
         return;
     }

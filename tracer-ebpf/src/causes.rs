@@ -24,6 +24,16 @@ pub fn of_mm(mm: u64, address: u64, huge: bool, cause: PageCause) {
     }
 }
 
+/// `remove_migration_pmd(pvmw, new)`: the same for a huge page.
+#[inline(always)]
+pub fn huge_page_arrives(walk: u64) {
+    if tracking::anything() {
+        let vma = Probed::u64(walk, MAPPED_WALK_VMA.load());
+        let address = Probed::u64(walk, MAPPED_WALK_ADDRESS.load());
+        touches(vma, address, true, PageCause::HugeMigration);
+    }
+}
+
 /// `try_to_unmap_one(page, vma, address, …)`: reclaim, or a collapse that needs the page for itself.
 #[inline(always)]
 pub fn unmaps(vma: u64, address: u64) {

@@ -217,3 +217,12 @@ fn breakpoint(arguments: &Arguments<8>, number: impl Fn(u64) -> u64) -> u32 {
 
 exit_points!(uprobe_write_opcode_fexit uprobe_write_opcode_kretprobe ARGS_UPROBE_WRITE_OPCODE
     |answer| { calls::returned(i64::from(answer as i32)); });
+
+entry_points!(sys_madvise_fentry sys_madvise_kprobe ARGS_SYS_MADVISE
+    |registers: ARG_SYS_MADVISE_REGS| { calls::sys_madvise(registers); });
+
+exit_points!(sys_madvise_fexit sys_madvise_kretprobe ARGS_SYS_MADVISE
+    |answer| { calls::returned(answer.cast_signed()); });
+
+entry_points!(remove_migration_pmd_fentry remove_migration_pmd_kprobe ARGS_REMOVE_MIGRATION_PMD
+    |walk: ARG_REMOVE_MIGRATION_PMD_PVMW;| { causes::huge_page_arrives(walk); });

@@ -223,6 +223,30 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // The same where the compiler has inlined do_madvise.
+        target: "__x64_sys_madvise",
+        required: false,
+        fentry: &[
+            program!("sys_madvise_fexit", Return),
+            program!("sys_madvise_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("sys_madvise_kretprobe", Return),
+            program!("sys_madvise_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // Names the migration race of huge pages; absent without huge pages.
+        target: "remove_migration_pmd",
+        required: false,
+        fentry: &[program!("remove_migration_pmd_fentry", Entry)],
+        kprobe: &[program!("remove_migration_pmd_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         // Tells where pages were moved to.
         target: "__x64_sys_mremap",
         required: false,

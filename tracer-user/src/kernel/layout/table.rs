@@ -143,6 +143,8 @@ pub(super) const GLOBALS: &[Entry] = &[
     offset("MM_WALK_MM", 8, &["mm_walk.mm"]),
     offset("MM_WALK_VMA", 8, &["mm_walk.vma"]),
     offset("MM_WALK_PRIVATE", 8, &["mm_walk.private"]),
+    offset("MAPPED_WALK_VMA", 8, &["page_vma_mapped_walk.vma"]),
+    offset("MAPPED_WALK_ADDRESS", 8, &["page_vma_mapped_walk.address"]),
     offset("MM_PGD", 8, &["mm_struct.pgd"]),
     offset("MM_PINNED_VM", 8, &["mm_struct.pinned_vm"]),
     // Where a page keeps its place in its mapping; renamed in 6.16 for the way to struct folio.
@@ -457,6 +459,16 @@ pub(super) const FUNCTIONS: &[Function] = &[
             needs("ARG_UNMAP_MAPPING_RANGE_START", "holebegin"),
             needs("ARG_UNMAP_MAPPING_RANGE_LENGTH", "holelen"),
         ],
+    ),
+    function(
+        "remove_migration_pmd",
+        "ARGS_REMOVE_MIGRATION_PMD",
+        &[needs("ARG_REMOVE_MIGRATION_PMD_PVMW", "pvmw")],
+    ),
+    function(
+        "__x64_sys_madvise",
+        "ARGS_SYS_MADVISE",
+        &[needs("ARG_SYS_MADVISE_REGS", "regs|__unused")],
     ),
     // The system call has one argument, whose name in BTF depends on the compiler's choice among declarations.
     function(
