@@ -2,7 +2,9 @@
 
 use tracer_common::audit::{Reader, VMA_BORN_WRITABLE, VMA_CHANGED, VmaRecord};
 use tracer_common::classify::VmaKind;
-use tracer_common::flags::{PTE_WRITE, VM_HUGETLB, VM_PFNMAP, VM_SHARED, VM_WRITE, is_armed};
+use tracer_common::flags::{
+    PTE_WRITE, VM_EXEC, VM_HUGETLB, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE, is_armed,
+};
 use tracer_common::records::{ClearRecord, TaskIdentity};
 use tracer_common::table::VmaKey;
 
@@ -143,7 +145,13 @@ pub(super) fn remap(epoch: &mut Epoch, remap: &Remap, at_ns: u64) -> New {
         return New::new();
     };
     // A mapping that was made after the clear carries VM_SOFTDIRTY wherever it goes.
-    if !at_clear.intact.overlaps(remap.source) {
+    // So does one that took the place of a reservation: what cannot be accessed at the clear and was not made accessible
+    // by mprotect has nothing to move.
+    let reserved = at_clear
+        .overlapping(remap.source)
+        .all(|vma| vma.key.flags & (VM_READ | VM_WRITE | VM_EXEC) == 0)
+        && !epoch.worked.on(Work::Protect, remap.source);
+    if reserved || !at_clear.intact.overlaps(remap.source) {
         epoch.moved_fresh.insert_bounded(remap.moved_here, MERGED);
         return New::new();
     }

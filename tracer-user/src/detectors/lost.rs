@@ -78,7 +78,11 @@ fn private(around: &Around<'_>) -> Lost {
         })),
         Entry::Zero => match around.mark {
             Some(PageCause::Ksm) => Lost::Missed(Cause::KsmMerge),
-            Some(PageCause::Split) if around.dropped().is_none() => Lost::Missed(Cause::ThpZeroSubpages),
+            // A split goes by migration entries, and what puts the pages back puts the zero page there
+            // (`try_to_map_unused_to_zeropage`). Nothing else that migrates does.
+            Some(PageCause::Split | PageCause::Migration) if around.dropped().is_none() => {
+                Lost::Missed(Cause::ThpZeroSubpages)
+            }
             _ if around.worked(Work::UserfaultZero) => Lost::Missed(Cause::UserfaultfdZeropage),
             _ if around.worked(Work::UserfaultMovedHere) => Lost::Missed(Cause::UserfaultfdMove),
             _ => Lost::Dropped(around.dropped().unwrap_or(if around.worked(Work::Free) {
@@ -171,6 +175,10 @@ mod tests {
         assert_eq!(missed(Page, None, &[]), Cause::Unknown);
         assert_eq!(missed(Zero, Some(PageCause::Ksm), &[]), Cause::KsmMerge);
         assert_eq!(missed(Zero, Some(PageCause::Split), &[]), Cause::ThpZeroSubpages);
+        assert_eq!(
+            missed(Zero, Some(PageCause::Migration), &[]),
+            Cause::ThpZeroSubpages
+        );
         assert_eq!(
             missed(Zero, None, &[Work::UserfaultZero]),
             Cause::UserfaultfdZeropage

@@ -265,3 +265,31 @@ fn a_fresh_mapping_that_was_moved_beside_an_armed_one() {
     });
     assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
 }
+
+#[test]
+fn a_fresh_mapping_in_the_place_of_a_reservation_that_was_moved() {
+    let reservation = VmaAtClear {
+        key: VmaKey {
+            flags: 0,
+            ..private(300, 64).key
+        },
+        ..private(300, 64)
+    };
+    let cause = |protected: bool| {
+        let mut story = Story::new();
+        story.clear(1, vec![private(0, 64), shared(64, 64), reservation]);
+        if protected {
+            story.range(RangeCause::Protect, pages(300, 64), |_| ());
+        }
+        story.range(RangeCause::Remap, pages(64, 64), |record| {
+            (record.from, record.from_length, record.detail) = (CHUNK + 300 * PAGE, 64 * PAGE, 3);
+        });
+        story.pages(private(0, 128), |record| {
+            record.moved = PageSet::range(64, 64);
+            record.none = PageSet::range(64, 64);
+        });
+        story.found(1)[0].0.clone()
+    };
+    assert_eq!(cause(false), "vma-merge");
+    assert_eq!(cause(true), "mremap-grow");
+}
