@@ -117,13 +117,15 @@ pub fn arguments(machine: &Machine, wiring: &Wiring<'_>) -> Vec<String> {
     }
     for (name, image) in [("out", wiring.out_image), ("disk", wiring.disk_image)] {
         if let Some(image) = image {
-            add(
-                "-drive",
-                format!(
-                    "if=none,id={name},format=raw,cache=unsafe,file={}",
-                    escaped(image)
-                ),
+            let mut drive = format!(
+                "if=none,id={name},format=raw,cache=unsafe,file={}",
+                escaped(image)
             );
+            if name == "disk" {
+                // As slow as a disk may be (bytes per second): what is read from it is on its way for a while.
+                drive.push_str(",throttling.bps-read=16777216");
+            }
+            add("-drive", drive);
             // The names of such disks swap between boots: they are told apart by their serial numbers.
             add("-device", format!("nvme,drive={name},serial=sdtrace-{name}"));
         }

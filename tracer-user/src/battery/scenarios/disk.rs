@@ -1,10 +1,12 @@
 //! Files on a disk's file system: only these have writeback, reclaim without swap, and reads past the page cache.
 
 use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::super::oracle::Change;
 use super::prelude::*;
 use super::swap::page_out;
 
@@ -31,6 +33,14 @@ pub(super) const ALL: &[Scenario] = &[
         direct_read,
         "Has an O_DIRECT read from disk fill private pages.",
     ),
+    Scenario::new(
+        "direct-read-in-flight",
+        Class::C,
+        "pinned-buffer",
+        in_flight,
+        "Clears while an O_DIRECT read from disk into private pages is on its way, so that some of it lands after the clear.",
+    )
+    .race(2),
 ];
 
 /// File systems that lie on a disk, whose shared mappings have `page_mkwrite` and whose `O_DIRECT` goes past the page
@@ -148,6 +158,46 @@ fn direct_read(bench: &Bench) -> Found {
             .works("pread with O_DIRECT")?;
     }
     epoch.judge(&before, PAGES)
+}
+
+/// How much is read at once: more than a disk delivers before the clear.
+const IN_FLIGHT_PAGES: usize = 4096;
+
+fn in_flight(bench: &Bench) -> Found {
+    let mut written = file(bench, 0)?;
+    written
+        .write_all(&vec![NEW; IN_FLIGHT_PAGES * page_size()])
+        .and_then(|()| written.sync_all())
+        .needs("a file on disk")?;
+    let source = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(format!("/proc/self/fd/{}", written.as_raw_fd()))
+        .needs("opening it with O_DIRECT")?;
+    let area = private(IN_FLIGHT_PAGES)?;
+    area.advise(libc::MADV_NOHUGEPAGE).needs("MADV_NOHUGEPAGE")?;
+    // Submitted by AIO, which holds the pages before it returns; io_uring may leave that to a worker for later.
+    let context = sys::aio_queue().needs("io_setup")?;
+    bench.rounds(|_| {
+        area.fill(OLD);
+        sys::aio_start(context, source.as_fd(), area).works("submitting the read")?;
+        let epoch = Epoch::open()?;
+        // What has landed by now may have landed before the clear; only what differs later came after it.
+        let before = Before::read(area);
+        let got = sys::aio_finish(context).works("the read with O_DIRECT")?;
+        if got != area.len() {
+            return Err(Stop::Failed(format!(
+                "the read gave {got} of {} bytes",
+                area.len()
+            )));
+        }
+        let tally = judge(&Tracked::this()?, &before, Change::Written)?;
+        epoch.uncut()?;
+        if tally.changed == 0 {
+            return Err(Stop::Inconclusive("all was read before the clear".into()));
+        }
+        Ok(tally)
+    })
 }
 
 #[cfg(test)]

@@ -88,13 +88,13 @@ struct Iocb {
     resfd: u32,
 }
 
+const IOCB_CMD_PREAD: u16 = 0;
+
 /// Submits one AIO read of a byte of `file`, whose completion the kernel then writes into the ring.
 pub fn aio_read(context: u64, file: BorrowedFd<'_>) -> io::Result<()> {
-    // IOCB_CMD_PREAD.
-    const READ: u16 = 0;
     let mut byte = [0_u8];
     let mut iocb = Iocb {
-        opcode: READ,
+        opcode: IOCB_CMD_PREAD,
         fd: file.as_raw_fd().cast_unsigned(),
         buffer: byte.as_mut_ptr() as u64,
         bytes: 1,
@@ -103,6 +103,47 @@ pub fn aio_read(context: u64, file: BorrowedFd<'_>) -> io::Result<()> {
     let mut list = [&raw mut iocb];
     // SAFETY: one control block, whose buffer outlives the read: a read of a memory file is done when io_submit returns.
     check_long(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) }).map(drop)
+}
+
+/// A new AIO context of one entry, where its ring does not matter.
+pub fn aio_queue() -> io::Result<u64> {
+    aio_context().map(|(context, _)| context)
+}
+
+/// Submits one AIO read that fills `area` from the beginning of `file`.
+pub fn aio_start(context: u64, file: BorrowedFd<'_>, area: Area) -> io::Result<()> {
+    let mut iocb = Iocb {
+        opcode: IOCB_CMD_PREAD,
+        fd: file.as_raw_fd().cast_unsigned(),
+        buffer: area.start() as u64,
+        bytes: area.len() as u64,
+        ..Iocb::default()
+    };
+    let mut list = [&raw mut iocb];
+    // SAFETY: one control block, which the kernel copies; its buffer is a mapping that lives as long as the scenario's
+    // process and holds no Rust object.
+    check_long(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) }).map(drop)
+}
+
+/// Waits for the one read that was started, and gives the number of bytes read.
+pub fn aio_finish(context: u64) -> io::Result<usize> {
+    // struct io_event of linux/aio_abi.h: data, obj, res, res2.
+    let mut event = [0_i64; 4];
+    // SAFETY: room for one event.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_io_getevents,
+            context,
+            1,
+            1,
+            event.as_mut_ptr(),
+            std::ptr::null::<libc::timespec>(),
+        )
+    })?;
+    usize::try_from(event[2]).map_err(|_| {
+        let errno = i32::try_from(-event[2]).unwrap_or(libc::EIO);
+        io::Error::from_raw_os_error(errno)
+    })
 }
 
 /// The numbers of `struct perf_event_attr` (`include/uapi/linux/perf_event.h`) that are used here, as 64-bit words.
