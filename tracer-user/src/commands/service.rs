@@ -21,7 +21,7 @@ pub(super) async fn report(mut source: Source, url: String) {
     // Half of the time that systemd allows, as sd_watchdog_enabled(3) recommends.
     let period = watchdog.map_or(PERIOD, |limit| (limit / 2).min(PERIOD));
     let mut told = Told::default();
-    loop {
+    while !source.is_ending() {
         let states = told.news(&source.readiness(), &url);
         for state in &states {
             tell(state);

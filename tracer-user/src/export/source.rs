@@ -156,6 +156,12 @@ impl Source {
         Ok(())
     }
 
+    /// Whether the task that owns the probes has ended.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.requests.is_closed()
+    }
+
     /// Waits until the readiness is another one.
     pub async fn changed(&mut self) {
         if self.readiness.changed().await.is_err() {

@@ -7,6 +7,7 @@ mod packaging;
 pub mod reproducers;
 mod rules;
 pub mod selftest;
+mod service;
 pub mod tracing;
 pub mod transport;
 
@@ -117,6 +118,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
                     Duration::from_mins(2),
                 )
             },
+        ),
+        Step::new(
+            "service",
+            "the Debian package runs under Debian's systemd, and is restarted when it hangs",
+            || service::run(Wanted::Series(Series { major: 6, minor: 1 })),
         ),
         Step::new(
             "battery",
