@@ -178,9 +178,10 @@ impl Epoch {
                 put(if dirty { Rank::ExposedDirty } else { Rank::Exposed }, cause);
             }
             if record.moved.contains(page) {
+                // Looked at now.
+                self.to_verify.remove(range);
                 // Nothing was moved here, though the range was: the place was untouched, and perhaps read since.
                 if record.none.contains(page) || (!shared && record.zero.contains(page)) {
-                    self.to_verify.remove(range);
                     let cause = self.untouched(range);
                     self.findings.hazard(cause, range, sight(record));
                 } else if self.moved_fresh.overlaps(range) {
