@@ -13,6 +13,7 @@ pub mod build_ebpf;
 pub mod cli;
 pub mod criu;
 pub mod demo;
+pub mod detection;
 pub mod failure;
 pub mod fixtures;
 pub mod guest;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
 pub mod battery;
+pub mod detection;
 pub mod faults;
 pub(crate) mod output;
 mod packaging;
@@ -128,6 +129,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "battery",
             "soft-dirty behaves on every kernel as recorded, and the battery leaves nothing behind",
             move || battery::run(&series(extent)?, if extent == Extent::Full { 3 } else { 1 }),
+        ),
+        Step::new(
+            "detection",
+            "what the battery makes a kernel miss sdtrace says, with its cause and count, and nothing else",
+            move || detection::run(&series(extent)?, extent),
         ),
         Step::new(
             "faults",

@@ -1,0 +1,257 @@
+//! What the battery makes each kernel miss, sdtrace must say; what the kernel tracks must raise no word. See
+//! [`crate::detection`].
+
+use super::output::Shared;
+use super::{Extent, battery, two_at_a_time};
+use crate::detection::expected::{Expected, series};
+use crate::detection::{Played, Run, rules};
+use crate::guest::{Guest, Outcome};
+use crate::kernels::Wanted;
+use crate::kernels::fetch::{Kernel, Kernels};
+use crate::provision::say;
+use crate::workspace::{build_static, target_dir};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A run takes two minutes under emulation; more when the host is busy.
+const TIMEOUT: Duration = Duration::from_mins(12);
+
+/// What goes into every guest.
+struct Programs {
+    sdtrace: PathBuf,
+    cross_check: PathBuf,
+}
+
+/// The guests: every kernel as sdtrace attaches by itself, and by kprobes the oldest and the newest of them or, if
+/// everything is asked for, all.
+fn guests(kernels: &[Kernel], extent: Extent) -> Vec<(Kernel, &'static str)> {
+    let auto = kernels.iter().map(|kernel| (kernel.clone(), "auto"));
+    let ends = kernels
+        .first()
+        .into_iter()
+        .chain(kernels.last().filter(|_| kernels.len() > 1));
+    let kprobe: Vec<_> = match extent {
+        Extent::Full => kernels.iter().collect(),
+        Extent::Usual => ends.collect(),
+    };
+    auto.chain(kprobe.into_iter().map(|kernel| (kernel.clone(), "kprobe")))
+        .collect()
+}
+
+/// Checks each kernel; fails if sdtrace says something else than the rules and the committed file ask for.
+pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
+    let programs = Programs {
+        sdtrace: build_static("tracer-user", "sdtrace")?,
+        cross_check: build_static("xtask", "cross-check")?,
+    };
+    let cache = Kernels::open()?;
+    let mut ready = Vec::new();
+    for wanted in kernels {
+        ready.push(cache.provide(*wanted, false)?);
+    }
+    let expected = Expected::committed()?;
+    let guests = guests(&ready, extent);
+    let results = two_at_a_time(&guests, |(kernel, mode)| {
+        let name = format!("{} {mode}", kernel.source.series);
+        let report = play(kernel, mode, &name, &programs)
+            .and_then(|run| judge(&run, &expected, &kernel.source.series.to_string(), mode));
+        match &report {
+            Ok(report) => say(&format!("guest {name}: {}", report.sum)),
+            Err(error) => say(&format!("guest {name}: {error:#}")),
+        }
+        report
+    });
+    let mut failures = Vec::new();
+    for ((kernel, mode), result) in guests.iter().zip(results) {
+        let name = format!("{} {mode}", kernel.source.series);
+        match result {
+            Ok(report) => {
+                println!("\n{name}: what sdtrace said\n{}{}", report.said, report.gaps);
+                if !report.problems.is_empty() {
+                    println!("{name}: what was expected of these\n{}", report.expected);
+                    println!("{name}: problems\n{}", report.problems.join("\n"));
+                    failures.push(format!("{name}: {} problems", report.problems.len()));
+                }
+            }
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
+}
+
+/// Runs one guest, and once more if the emulator lost it.
+fn play(kernel: &Kernel, mode: &str, name: &str, programs: &Programs) -> Result<Run> {
+    match attempt(kernel, mode, name, programs)? {
+        Ok(run) => Ok(run),
+        Err(lost) => {
+            say(&format!("guest {name} is run again: {lost}"));
+            attempt(kernel, mode, name, programs)?.map_err(|lost| anyhow::anyhow!("lost twice: {lost}"))
+        }
+    }
+}
+
+/// Runs one guest. The inner error says how the guest itself was lost.
+fn attempt(kernel: &Kernel, mode: &str, name: &str, programs: &Programs) -> Result<Result<Run, String>> {
+    let said = Shared::default();
+    // Kept, because a difference is explained by the incidents.
+    let out = target_dir().join("detection").join(name.replace(' ', "-"));
+    let mut guest = Guest::new(kernel.clone(), ["cross-check", "--attach", mode])
+        .cpus(2)
+        .two_nodes(true)
+        .disk(true)
+        .memory_mib(1536)
+        .file(&programs.sdtrace, "/usr/bin/sdtrace")
+        .file(&programs.cross_check, "/usr/bin/cross-check")
+        .out(&out)
+        .timeout(TIMEOUT);
+    for module in battery::modules(kernel)? {
+        guest = guest.module(module);
+    }
+    let report = guest.run(said.clone())?;
+    match report.outcome {
+        Outcome::Exited(0) => {
+            let path = out.join("cross-check.json");
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            Ok(Ok(
+                serde_json::from_str(&text).with_context(|| path.display().to_string())?
+            ))
+        }
+        Outcome::Exited(status) => bail!("cross-check ended with {status}: {}", said.text().trim()),
+        Outcome::Interrupted => bail!("interrupted"),
+        lost => Ok(Err(format!("{lost:?}"))),
+    }
+}
+
+/// What is told of a guest.
+struct Report {
+    /// One line.
+    sum: String,
+    /// The table of what sdtrace said.
+    said: String,
+    /// The rows of the committed file that differ.
+    expected: String,
+    /// The gaps that were met, one a line.
+    gaps: String,
+    problems: Vec<String>,
+}
+
+/// Holds a run against the rules and against the committed file.
+fn judge(run: &Run, expected: &Expected, on: &str, mode: &str) -> Result<Report> {
+    let series = series(on)?;
+    let (mut said, mut table, mut gaps) = (String::new(), String::new(), String::new());
+    let mut problems: Vec<String> = run.contradictions.clone();
+    let mut known_gaps = 0;
+    for played in &run.played {
+        let scenario = played.battery.scenario.as_str();
+        let row = expected.row(scenario, series, mode);
+        let broken = rules::broken(played);
+        let mut wrong = Vec::new();
+        match &row {
+            Ok(row) => {
+                match &row.gap {
+                    None => wrong.extend(broken),
+                    Some(_) if broken.is_empty() => {
+                        wrong.push("the gap is closed: take it out of detection.txt".to_owned());
+                    }
+                    Some(why) => {
+                        known_gaps += 1;
+                        let _ = writeln!(gaps, "  gap in {scenario}: {why} ({})", broken.join("; "));
+                    }
+                }
+                // On a kernel that cannot do it the scenario ends half way.
+                if played.battery.result != "not supported" {
+                    wrong.extend(
+                        row.differences(&played.said)
+                            .into_iter()
+                            .map(|word| format!("unexpected: {word}")),
+                    );
+                }
+            }
+            Err(error) => {
+                wrong.extend(broken);
+                wrong.push(error.to_string());
+            }
+        }
+        let mark = if wrong.is_empty() { ' ' } else { '!' };
+        line(&mut said, mark, played, &played.said.to_string());
+        if !wrong.is_empty() {
+            let text = row.map_or_else(
+                |_| "no row".to_owned(),
+                super::super::detection::expected::Row::text,
+            );
+            line(&mut table, mark, played, &text);
+        }
+        problems.extend(
+            wrong
+                .into_iter()
+                .map(|problem| format!("  {scenario}: {problem}")),
+        );
+    }
+    let names: Vec<_> = run
+        .played
+        .iter()
+        .map(|played| played.battery.scenario.as_str())
+        .collect();
+    problems.extend(
+        expected
+            .strangers(&names)
+            .map(|name| format!("  {name}: has a row and was not played")),
+    );
+    Ok(Report {
+        sum: format!(
+            "{} scenarios, {known_gaps} known gaps, {} problems",
+            run.played.len(),
+            problems.len()
+        ),
+        said,
+        expected: table,
+        gaps,
+        problems,
+    })
+}
+
+fn line(table: &mut String, mark: char, played: &Played, words: &str) {
+    let Played { battery, .. } = played;
+    let _ = writeln!(
+        table,
+        "{mark} {:<27} {:<7} {:<20} {:<13} {words}",
+        battery.scenario,
+        battery.class,
+        battery.cause,
+        battery.cell()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(missed: u64) -> Run {
+        let text = format!(
+            r#"{{"contradictions": [], "played": [{{"race": false, "said_of_battery": {{}},
+                "said": {{"missed:ksm-merge": {missed}}},
+                "battery": {{"scenario": "ksm-merge", "class": "B", "cause": "ksm-merge", "result": "missed",
+                "why": null, "pages": {{"missed": 63, "dropped": 0}}}}}}]}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn one_page_too_few_is_told_by_the_rule_and_by_the_file() {
+        let expected = Expected::committed().unwrap();
+        let mine = |report: Report| {
+            let of_row: Vec<_> = report
+                .problems
+                .into_iter()
+                .filter(|problem| problem.contains("ksm-merge:"))
+                .collect();
+            of_row
+        };
+        assert!(mine(judge(&run(63), &expected, "6.12", "auto").unwrap()).is_empty());
+        assert_eq!(mine(judge(&run(62), &expected, "6.12", "auto").unwrap()).len(), 2);
+    }
+}
