@@ -2,12 +2,15 @@
 //!
 //! The way of the data: [`guest`] plays each scenario in a guest while sdtrace runs → [`said`] what sdtrace said of its
 //! processes → [`rules`] what it must say, by the class of the cause and the battery's own result of the same run →
-//! [`expected`] what is committed for this kernel, exact counts and known gaps included.
+//! [`expected`] what is committed for this kernel, exact counts and known gaps included. [`cases`] are what the battery
+//! does not have, played by the processes of [`scenes`].
 
+pub mod cases;
 pub mod expected;
 pub mod guest;
 pub mod rules;
 pub mod said;
+pub mod scenes;
 
 use serde::{Deserialize, Serialize};
 

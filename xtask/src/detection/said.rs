@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::suite::ledger::Address;
+
 /// The words, each with its count: pages for `missed`, `exposed`, `hazard` and `dropped`, bytes for `blind`, times for
 /// `unknown` (`missed:ksm-merge` is 63).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +144,19 @@ pub struct Found {
     pub evidence: String,
     /// Pages.
     pub pages: u64,
+    /// Of exposed pages: those with the hardware dirty bit.
+    pub dirty_pages: u64,
+    /// Addresses.
+    pub ranges: Vec<Place>,
+}
+
+/// Addresses from `start` up to and without `end`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Place {
+    /// First address.
+    pub start: Address,
+    /// First address behind.
+    pub end: Address,
 }
 
 /// A line of the incident log.
@@ -250,7 +265,8 @@ mod tests {
     const DUMP: &str = r#"{"complete": true, "address_spaces": [{"birth": 4096, "process": null, "folded_epochs": 0,
         "epochs": [{"number": 1, "detection": {"verdict": "broken", "finished": true,
         "reasons": [{"kind": "missed", "name": "ksm-merge", "count": 63}, {"kind": "blind", "name": "hugetlb", "count": 9}],
-        "causes": [{"cause": "ksm-merge", "evidence": "observed", "pages": 63}], "dropped_pages": {"madv_free": 2}}},
+        "causes": [{"cause": "ksm-merge", "evidence": "observed", "pages": 63,
+        "dirty_pages": 0, "ranges": [{"start": "0x1000", "end": "0x2000"}]}], "dropped_pages": {"madv_free": 2}}},
         {"number": 2, "detection": {"verdict": "suspect", "finished": true,
         "reasons": [{"kind": "blind", "name": "hugetlb", "count": 7}], "causes": [], "dropped_pages": {"madv_free": 3}}}]}]}"#;
 

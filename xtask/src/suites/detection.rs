@@ -99,7 +99,7 @@ fn attempt(kernel: &Kernel, mode: &str, name: &str, programs: &Programs) -> Resu
     let said = Shared::default();
     // Kept, because a difference is explained by the incidents.
     let out = target_dir().join("detection").join(name.replace(' ', "-"));
-    let mut guest = Guest::new(kernel.clone(), ["cross-check", "--attach", mode])
+    let mut guest = Guest::new(kernel.clone(), ["cross-check", "battery", "--attach", mode])
         .cpus(2)
         .two_nodes(true)
         .disk(true)
