@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::said::{Detection, Dump};
 use super::scenes::Told;
@@ -253,7 +253,8 @@ pub fn unknowns(attach: &str, out: &Path) -> Result<()> {
     because_of(&["armed"; 17], &clean, "tracked_full", &because)?;
     drop(clean);
     let mut clears = Scene::start("many-clears")?;
-    let pid = daemon.pid()?;
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
+    let pid = pid.context("sdtrace has a process id")?;
     kill_process(pid, Signal::STOP)?;
     let result = clears.go().and_then(|()| clears.hear());
     kill_process(pid, Signal::CONT)?;

@@ -67,7 +67,8 @@ fn told(areas: &[(&Area, u64)]) -> Result<Told> {
 
 fn advise(area: &Area, advice: Advice) -> Result<()> {
     // SAFETY: a mapping of our own, to whose content nothing refers.
-    Ok(unsafe { madvise(area.pointer(0).cast(), area.pages() * PAGE, advice)? })
+    unsafe { madvise(area.pointer(0).cast(), area.pages() * PAGE, advice)? };
+    Ok(())
 }
 
 /// In one epoch KSM takes the bits of one range, a zap those of another, and a third is moved as a whole page table.

@@ -97,15 +97,6 @@ impl Daemon {
         self.address
     }
 
-    /// Its process id.
-    ///
-    /// # Errors
-    /// If it is none, which no kernel gives.
-    pub fn pid(&self) -> Result<Pid> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        pid.context("sdtrace has a process id")
-    }
-
     /// The text of a path.
     ///
     /// # Errors
@@ -136,7 +127,8 @@ impl Daemon {
     /// # Errors
     /// If it does not end within 20 s.
     pub fn end(mut self, signal: Signal) -> Result<ExitStatus> {
-        kill_process(self.pid()?, signal)?;
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("sdtrace has a process id")?, signal)?;
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {

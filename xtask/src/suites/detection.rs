@@ -83,6 +83,24 @@ pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
     Ok(())
 }
 
+/// Plays the cases that the battery does not have in a guest of this kernel.
+pub fn cases(kernel: Wanted) -> Result<()> {
+    let sdtrace = build_static("tracer-user", "sdtrace")?;
+    let cross_check = build_static("xtask", "cross-check")?;
+    let said = Shared::default();
+    let script = "cross-check case causes && cross-check case unknowns";
+    let report = Guest::new(Kernels::open()?.provide(kernel, false)?, ["sh", "-c", script])
+        .cpus(2)
+        .file(sdtrace, "/usr/bin/sdtrace")
+        .file(cross_check, "/usr/bin/cross-check")
+        .out(target_dir().join("detection").join("cases"))
+        .timeout(TIMEOUT)
+        .run(said.clone())?;
+    print!("{}", said.text());
+    ensure!(report.outcome == Outcome::Exited(0), "{:?}", report.outcome);
+    Ok(())
+}
+
 /// Runs one guest, and once more if the emulator lost it.
 fn play(kernel: &Kernel, mode: &str, name: &str, programs: &Programs) -> Result<Run> {
     match attempt(kernel, mode, name, programs)? {
