@@ -9,6 +9,9 @@ use super::said::Said;
 /// The committed file.
 pub const FILE: &str = include_str!("../../expected/detection.txt");
 
+/// The scenario of rows that hold for every scenario and for the battery itself.
+const EVERYTHING: &str = "*";
+
 /// A kernel series, as two numbers.
 type Series = (u32, u32);
 
@@ -74,11 +77,36 @@ impl Expected {
         Ok(Self { rows: rows? })
     }
 
-    /// The row of a scenario on a kernel in an attach mode. A row for this mode goes before one for both.
+    /// The row of a scenario on a kernel in an attach mode, with what may be said of everything there (the rows of `*`).
     ///
     /// # Errors
     /// If there is none, or more than one.
-    pub fn row(&self, scenario: &str, series: Series, mode: &str) -> Result<&Row> {
+    pub fn row(&self, scenario: &str, series: Series, mode: &str) -> Result<Row> {
+        let mut row = self.one(scenario, series, mode)?.clone();
+        for (word, count) in self.everywhere(series, mode).words {
+            row.words.entry(word).or_insert(count);
+        }
+        Ok(row)
+    }
+
+    /// What may be said of everything on a kernel in an attach mode.
+    #[must_use]
+    pub fn everywhere(&self, series: Series, mode: &str) -> Row {
+        self.one(EVERYTHING, series, mode)
+            .cloned()
+            .unwrap_or_else(|_| Row {
+                scenario: EVERYTHING.to_owned(),
+                kernels: Kernels {
+                    ranges: Vec::new(),
+                    mode: None,
+                },
+                words: BTreeMap::new(),
+                gap: None,
+            })
+    }
+
+    /// A row for this mode goes before one for both.
+    fn one(&self, scenario: &str, series: Series, mode: &str) -> Result<&Row> {
         let fitting = |mode: Option<&str>| -> Vec<&Row> {
             self.rows
                 .iter()
@@ -116,7 +144,7 @@ impl Expected {
         self.rows
             .iter()
             .map(|row| row.scenario.as_str())
-            .filter(|scenario| !scenarios.contains(scenario))
+            .filter(|scenario| *scenario != EVERYTHING && !scenarios.contains(scenario))
     }
 }
 
@@ -251,7 +279,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "# words\n\nksm   all        missed:ksm-merge=63\nmerge ..6.18     exposed:vma-merge>=64 unknown:x?\n\
-                        merge 6.19..     quiet\nwrite 5.10,6.1   quiet   gap: nobody looks\nksm   5.10/kprobe hazard:y\n";
+                        merge 6.19..     quiet\nwrite 5.10,6.1   quiet   gap: nobody looks\nksm   5.10/kprobe hazard:y\n* 7.1.. unknown:z?\n";
 
     fn said(words: &[(&str, u64)]) -> Said {
         Said(
@@ -265,7 +293,11 @@ mod tests {
     #[test]
     fn the_row_is_that_of_the_kernel_and_the_mode() {
         let expected = Expected::read(TEXT).unwrap();
-        let text = |scenario, on, mode| expected.row(scenario, series(on).unwrap(), mode).map(Row::text);
+        let text = |scenario, on, mode| {
+            expected
+                .row(scenario, series(on).unwrap(), mode)
+                .map(|row| row.text())
+        };
         assert_eq!(text("ksm", "6.12", "auto").unwrap(), "missed:ksm-merge=63");
         assert_eq!(text("ksm", "5.10", "kprobe").unwrap(), "hazard:y");
         assert_eq!(text("ksm", "5.10", "auto").unwrap(), "missed:ksm-merge=63");
@@ -274,6 +306,7 @@ mod tests {
             "exposed:vma-merge>=64 unknown:x?"
         );
         assert_eq!(text("merge", "7.0", "auto").unwrap(), "quiet");
+        assert_eq!(text("merge", "7.1", "auto").unwrap(), "unknown:z?");
         assert!(text("write", "6.12", "auto").is_err());
         assert!(text("other", "6.12", "auto").is_err());
         assert_eq!(

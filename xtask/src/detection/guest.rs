@@ -89,9 +89,14 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(status.success(), "sdtrace ended with {status}");
     let mut wrong = contradictions(&dump, &incidents(&log)?);
     wrong.extend(other_sums(&dump, &scrape)?);
-    if !dump.complete {
-        wrong.push("the ledger is not complete".to_owned());
-    }
+    // Skipped runs are told with every epoch that they may concern.
+    let missing = dump
+        .incomplete
+        .iter()
+        .filter(|reason| reason.reason != "missed_probe_runs");
+    wrong.extend(
+        missing.map(|reason| format!("the ledger is not complete: {} {}", reason.count, reason.reason)),
+    );
     let run = Run {
         played: assign(windows, &dump.address_spaces),
         contradictions: wrong,

@@ -68,7 +68,13 @@ pub fn broken(played: &Played) -> Vec<String> {
         }
     }
     broken.extend(false_alarms(battery, *race, said));
-    for (word, count) in &played.said_of_battery.0 {
+    // What could not be checked is held against the committed file.
+    for (word, count) in played
+        .said_of_battery
+        .0
+        .iter()
+        .filter(|(word, _)| !word.starts_with("unknown:"))
+    {
         broken.push(format!(
             "of the battery's own process, which misses nothing: {word}={count}"
         ));
@@ -289,6 +295,8 @@ mod tests {
     fn the_battery_itself_is_a_control() {
         let mut played = played("control", "none", "tracked", false, &[]);
         played.said_of_battery.0.insert("unknown:forked".into(), 1);
+        assert!(broken(&played).is_empty());
+        played.said_of_battery.0.insert("hazard:read-clear-gap".into(), 1);
         assert_eq!(broken(&played).len(), 1);
     }
 }

@@ -74,10 +74,19 @@ impl fmt::Display for Said {
 /// The dump, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Dump {
-    /// Whether nothing is missing.
-    pub complete: bool,
+    /// What is missing.
+    pub incomplete: Vec<Missing>,
     /// Address spaces.
     pub address_spaces: Vec<Space>,
+}
+
+/// Something that is missing.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Missing {
+    /// What.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
 }
 
 /// An address space.
@@ -262,7 +271,7 @@ fn wrong_verdict(detection: &Detection) -> Option<String> {
 mod tests {
     use super::*;
 
-    const DUMP: &str = r#"{"complete": true, "address_spaces": [{"birth": 4096, "process": null, "folded_epochs": 0,
+    const DUMP: &str = r#"{"incomplete": [], "address_spaces": [{"birth": 4096, "process": null, "folded_epochs": 0,
         "epochs": [{"number": 1, "detection": {"verdict": "broken", "finished": true,
         "reasons": [{"kind": "missed", "name": "ksm-merge", "count": 63}, {"kind": "blind", "name": "hugetlb", "count": 9}],
         "causes": [{"cause": "ksm-merge", "evidence": "observed", "pages": 63,

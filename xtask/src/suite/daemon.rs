@@ -13,8 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::exposition::Scrape;
 use super::ledger::Ledger;
 
-/// How long sdtrace may take to become ready: under emulation most of it goes to attaching.
-const START: Duration = Duration::from_mins(1);
+/// How long sdtrace may take to become ready: under emulation most of it goes to attaching, and on a busy host that takes
+/// more than a minute.
+const START: Duration = Duration::from_mins(4);
 
 /// A running sdtrace; killed when dropped.
 #[derive(Debug)]

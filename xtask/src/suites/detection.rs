@@ -3,7 +3,7 @@
 
 use super::output::Shared;
 use super::{Extent, battery, two_at_a_time};
-use crate::detection::expected::{Expected, series};
+use crate::detection::expected::{Expected, Row, series};
 use crate::detection::{Played, Run, rules};
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;
@@ -11,6 +11,7 @@ use crate::kernels::fetch::{Kernel, Kernels};
 use crate::provision::say;
 use crate::workspace::{build_static, target_dir};
 use anyhow::{Context as _, Result, bail, ensure};
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -18,6 +19,9 @@ use std::time::Duration;
 
 /// A run takes two minutes under emulation; more when the host is busy.
 const TIMEOUT: Duration = Duration::from_mins(12);
+
+/// Names the only guests to run, for work on one of them.
+const ONLY: &str = "SDTRACE_TEST_GUESTS";
 
 /// What goes into every guest.
 struct Programs {
@@ -53,7 +57,19 @@ pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
         ready.push(cache.provide(*wanted, false)?);
     }
     let expected = Expected::committed()?;
-    let guests = guests(&ready, extent);
+    let mut guests = guests(&ready, extent);
+    if let Some(only) = env::var_os(ONLY) {
+        let only = only.to_string_lossy().into_owned();
+        guests.retain(|(kernel, mode)| {
+            only.split(',')
+                .any(|name| name == format!("{} {mode}", kernel.source.series))
+        });
+        ensure!(
+            !guests.is_empty(),
+            "{ONLY} names no guest; write it as 6.12 auto,7.3 kprobe"
+        );
+        say(&format!("only the guests {only}, because {ONLY} says so"));
+    }
     let results = two_at_a_time(&guests, |(kernel, mode)| {
         let name = format!("{} {mode}", kernel.source.series);
         let report = play(kernel, mode, &name, &programs)
@@ -162,6 +178,7 @@ fn judge(run: &Run, expected: &Expected, on: &str, mode: &str) -> Result<Report>
     let series = series(on)?;
     let (mut said, mut table, mut gaps) = (String::new(), String::new(), String::new());
     let mut problems: Vec<String> = run.contradictions.clone();
+    let everywhere = expected.everywhere(series, mode);
     let mut known_gaps = 0;
     for played in &run.played {
         let scenario = played.battery.scenario.as_str();
@@ -194,13 +211,16 @@ fn judge(run: &Run, expected: &Expected, on: &str, mode: &str) -> Result<Report>
                 wrong.push(error.to_string());
             }
         }
+        let of_battery = everywhere.differences(&played.said_of_battery);
+        wrong.extend(
+            of_battery
+                .into_iter()
+                .map(|word| format!("unexpected of the battery's own process: {word}")),
+        );
         let mark = if wrong.is_empty() { ' ' } else { '!' };
         line(&mut said, mark, played, &played.said.to_string());
         if !wrong.is_empty() {
-            let text = row.map_or_else(
-                |_| "no row".to_owned(),
-                super::super::detection::expected::Row::text,
-            );
+            let text = row.map_or_else(|_| "no row".to_owned(), |row: Row| row.text());
             line(&mut table, mark, played, &text);
         }
         problems.extend(
