@@ -23,6 +23,9 @@ const TIMEOUT: Duration = Duration::from_mins(12);
 /// Names the only guests to run, for work on one of them.
 const ONLY: &str = "SDTRACE_TEST_GUESTS";
 
+/// Falsifies one entry of the layout that sdtrace resolves at its start; see `probes/object.rs`.
+const LAYOUT_OVERRIDE: &str = "SDTRACE_TEST_LAYOUT_OVERRIDE";
+
 /// What goes into every guest.
 struct Programs {
     sdtrace: PathBuf,
@@ -144,6 +147,10 @@ fn attempt(kernel: &Kernel, mode: &str, name: &str, programs: &Programs) -> Resu
         .timeout(TIMEOUT);
     for module in battery::modules(kernel)? {
         guest = guest.module(module);
+    }
+    // With a falsified layout some hook sees nothing, and this step must fail.
+    if let Some(falsified) = env::var_os(LAYOUT_OVERRIDE) {
+        guest = guest.environment(LAYOUT_OVERRIDE, &falsified.to_string_lossy());
     }
     let report = guest.run(said.clone())?;
     match report.outcome {
