@@ -84,10 +84,10 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
         Family::counter("sdtrace_own_audit_bytes_total", "Bytes of address space that sdtrace's own audit has read.")
             .single(reading.audits.bytes),
         Family::counter(
-            "sdtrace_own_audit_milliseconds_total",
-            "Time that sdtrace's own audit has spent on reading, in milliseconds.",
+            "sdtrace_own_audit_seconds_total",
+            "Time that sdtrace's own audit has spent on reading.",
         )
-        .single(reading.audits.nanoseconds / 1_000_000),
+        .seconds(reading.audits.nanoseconds),
         Family::counter(
             "sdtrace_incidents_logged_total",
             "Lines for the incident log: written, dropped (too many were waiting) or failed (the file could not be \

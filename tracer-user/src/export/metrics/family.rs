@@ -61,6 +61,20 @@ impl Family {
         self.done()
     }
 
+    /// The family with one sample, a number of nanoseconds in the base unit.
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "the text format carries 64-bit floats; a nanosecond is exact up to a hundred days"
+    )]
+    pub(super) fn seconds(mut self, nanoseconds: u64) -> MetricFamily {
+        let mut counter = Counter::default();
+        counter.set_value(nanoseconds as f64 / 1e9);
+        let mut metric = Metric::from_label(pairs(&[]));
+        metric.set_counter(counter);
+        self.samples.push(metric);
+        self.done()
+    }
+
     /// The family with a sample for each value of one label.
     pub(super) fn by<'a>(
         mut self,
