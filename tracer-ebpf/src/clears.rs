@@ -170,7 +170,12 @@ pub fn reached_vma(walk: u64) {
     unsafe {
         (*row).armed_epoch = clear.epoch;
         (*row).end = end;
-        (*row).shared_mappings = rows::shared_mappings(key.flags, vma);
+        // A file without an inode of its own shares one with strangers, see `rows::Backing`.
+        (*row).shared_mappings = if (*row).inode == 0 {
+            0
+        } else {
+            rows::shared_mappings(key.flags, vma)
+        };
     }
 }
 

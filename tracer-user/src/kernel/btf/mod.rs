@@ -96,6 +96,31 @@ pub struct Parameter {
     pub by_value: bool,
 }
 
+/// The name of a parameter in a definition that does not use it. A system call may have such a definition
+/// (`SYSCALL_DEFINEx`, `kernel/sys_ni.c`) beside the one that does the work; BTF then has both (6.1).
+const UNUSED: &str = "__unused";
+
+/// The one prototype that two definitions of a function describe; `None` if they differ in more than the names of
+/// parameters that one of them does not use.
+fn one_prototype(first: Vec<Parameter>, second: Vec<Parameter>) -> Option<Vec<Parameter>> {
+    if first.len() != second.len() {
+        return None;
+    }
+    first
+        .into_iter()
+        .zip(second)
+        .map(|(one, other)| {
+            let (named, unnamed) = if one.name == UNUSED {
+                (other, one)
+            } else {
+                (one, other)
+            };
+            let same_name = named.name == unnamed.name || unnamed.name == UNUSED;
+            (same_name && (named.size, named.by_value) == (unnamed.size, unnamed.by_value)).then_some(named)
+        })
+        .collect()
+}
+
 /// BTF that has been gone over once.
 #[derive(Debug)]
 pub struct Btf<'a> {
@@ -245,12 +270,14 @@ impl<'a> Btf<'a> {
         let mut agreed: Option<Vec<Parameter>> = None;
         for &id in &self.named(name)?.functions {
             let parameters = self.parameters(id)?;
-            if agreed.as_ref().is_some_and(|other| *other != parameters) {
-                return Err(BtfError::Ambiguous {
-                    what: format!("function {name}"),
-                });
-            }
-            agreed = Some(parameters);
+            agreed = match agreed {
+                None => Some(parameters),
+                Some(other) => Some(
+                    one_prototype(other, parameters).ok_or_else(|| BtfError::Ambiguous {
+                        what: format!("function {name}"),
+                    })?,
+                ),
+            };
         }
         Ok(agreed)
     }

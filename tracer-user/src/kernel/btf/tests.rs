@@ -360,3 +360,23 @@ fn a_cut_that_is_cut_again_stays_the_same() {
         crate::kernel::layout::Layout::resolve(REAL, None).unwrap()
     );
 }
+
+#[test]
+fn definitions_that_leave_a_parameter_unused_agree_with_the_one_that_uses_it() {
+    let parameter = |name: &str, size| Parameter {
+        name: name.to_owned(),
+        size,
+        by_value: false,
+    };
+    let used = vec![parameter("regs", 8)];
+    let unused = vec![parameter("__unused", 8)];
+    assert_eq!(one_prototype(used.clone(), unused.clone()), Some(used.clone()));
+    assert_eq!(one_prototype(unused.clone(), used.clone()), Some(used.clone()));
+    assert_eq!(
+        one_prototype(unused.clone(), unused.clone()),
+        Some(unused.clone())
+    );
+    assert_eq!(one_prototype(used.clone(), vec![parameter("other", 8)]), None);
+    assert_eq!(one_prototype(used.clone(), vec![parameter("__unused", 4)]), None);
+    assert_eq!(one_prototype(used, Vec::new()), None);
+}
