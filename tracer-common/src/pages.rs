@@ -241,7 +241,9 @@ mod tests {
         ) {
             let set = |pages: &BTreeSet<usize>| {
                 let mut set = PageSet::default();
-                pages.iter().for_each(|&page| set.insert(page));
+                for &page in pages {
+                    set.insert(page);
+                }
                 set
             };
             let (x, y) = (set(&a), set(&b));
