@@ -128,6 +128,12 @@ pub fn attach(
         );
         return verdict(Verdict::Unsupported { why }, None);
     }
+    if PAGE_TABLE_READERS.contains(&hook.target) && !page_tables_are_known(layout) {
+        let why = "the kernel's symbols do not say where its direct map begins (page_offset_base in /proc/kallsyms; \
+                   needs CAP_SYSLOG and kernel.kptr_restrict below 2), so page tables cannot be read"
+            .to_owned();
+        return verdict(Verdict::Unsupported { why }, None);
+    }
     let mut failures: Vec<String> = Vec::new();
     for &mechanism in mode.mechanisms() {
         match attach_by(object, btf, hook, mechanism, fault_return) {
@@ -148,6 +154,23 @@ pub fn attach(
         },
         None,
     )
+}
+
+/// Hooks whose programs look into page tables. Without them attached no epoch is trusted.
+const PAGE_TABLE_READERS: [&str; 6] = [
+    "clear_refs_pte_range",
+    "pagemap_pmd_range",
+    "pagemap_pte_hole",
+    "pagemap_scan_pmd_entry",
+    "pagemap_scan_pte_hole",
+    "handle_mm_fault",
+];
+
+/// Whether the programs can find page tables: they would look at none, silently, if they could not.
+fn page_tables_are_known(layout: &Layout) -> bool {
+    layout
+        .global("PAGE_OFFSET_BASE")
+        .is_some_and(|value| value != GlobalValue::U64(0))
 }
 
 /// Detaches and unloads the programs of a hook.
@@ -272,4 +295,33 @@ pub fn fdinfo(program: &Program, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes::hooks::HOOKS;
+
+    #[test]
+    fn without_symbols_page_tables_are_not_known() {
+        let btf = include_bytes!("../../tests/fixtures/kernels/7.3/vmlinux.btf");
+        let symbols = include_bytes!("../../tests/fixtures/kernels/7.3/kallsyms");
+        assert!(!page_tables_are_known(&Layout::resolve(btf, None).unwrap()));
+        let symbols = Symbols::parse(
+            &symbols[..],
+            Layout::wanted_functions(),
+            Layout::wanted_variables(),
+        )
+        .unwrap();
+        assert!(page_tables_are_known(
+            &Layout::resolve(btf, Some(&symbols)).unwrap()
+        ));
+    }
+
+    #[test]
+    fn every_reader_of_page_tables_is_a_hook() {
+        for target in PAGE_TABLE_READERS {
+            assert!(HOOKS.iter().any(|hook| hook.target == target), "{target}");
+        }
+    }
 }
