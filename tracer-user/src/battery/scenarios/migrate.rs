@@ -69,6 +69,10 @@ const SCATTERED_PAGES: usize = 4096;
 /// How often a round is begun anew.
 const TRIES: u32 = 4;
 
+/// How long the compaction race is tried where the rounds asked for met nothing: how many epochs fall into a compaction is
+/// a matter of the machine's speed.
+const UNTIL_MET: Duration = Duration::from_secs(25);
+
 /// Two NUMA nodes that have memory.
 fn nodes() -> Result<[i32; 2], Stop> {
     let path = "/sys/devices/system/node/has_memory";
@@ -175,7 +179,7 @@ fn compaction_race(bench: &Bench) -> Found {
             before.area().unmap()?;
             found
         };
-        let found = bench.rounds(|_| {
+        let found = bench.rounds_until_missed(UNTIL_MET, |_| {
             // A compaction may be over before anything was seen of it.
             let mut found = one();
             for _ in 1..TRIES {

@@ -10,6 +10,7 @@ pub(super) use super::super::sys::{
 };
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::super::restore::Host;
 
@@ -113,10 +114,23 @@ impl Bench {
     }
 
     /// Runs `round` as often as asked for, and adds up. Rounds that prove nothing are left out, unless none is left.
-    pub(super) fn rounds(&self, mut round: impl FnMut(u32) -> Found) -> Found {
+    pub(super) fn rounds(&self, round: impl FnMut(u32) -> Found) -> Found {
+        self.rounds_until_missed(Duration::ZERO, round)
+    }
+
+    /// The same, and goes on after these rounds until something was missed or `patience`, counted from the first, is over.
+    pub(super) fn rounds_until_missed(
+        &self,
+        patience: Duration,
+        mut round: impl FnMut(u32) -> Found,
+    ) -> Found {
+        let start = Instant::now();
         let mut sum = Tally::default();
         let mut last = Stop::Inconclusive("no round was run".into());
-        for number in 0..self.rounds {
+        for number in 0.. {
+            if number >= self.rounds && (sum.missed > 0 || start.elapsed() >= patience) {
+                break;
+            }
             match round(number) {
                 Ok(tally) => sum.add(tally),
                 Err(stop @ Stop::Inconclusive(_)) => last = stop,
