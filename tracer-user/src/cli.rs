@@ -52,6 +52,9 @@ pub enum Command {
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsDocs,
+    /// Print docs/openapi.json.
+    #[command(hide = true, name = "openapi")]
+    OpenApi,
     /// Play the child of the self-test.
     #[command(hide = true, name = self_test::SUBCOMMAND)]
     SelfTestChild,

@@ -65,7 +65,8 @@ enum Task {
     },
     /// Make what users install: the Debian package, and the folder of the container image, in target/package.
     Package,
-    /// Make the committed files anew that are made from others: the alerts for the Prometheus Operator.
+    /// Make the committed files anew that are made from others: the alerts for the Prometheus Operator, and
+    /// docs/openapi.json.
     Generate,
     /// Stress a guest's memory for minutes or hours under sdtrace, beside a process that knows what changed.
     ///
@@ -116,7 +117,10 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Bench { kernel, write } => bench::run(&kernel, write)?,
         Task::Package => packaging::run()?,
-        Task::Generate => packaging::alerts::write()?,
+        Task::Generate => {
+            packaging::alerts::write()?;
+            packaging::openapi::write()?;
+        }
         Task::Soak(arguments) => return soak::run(&arguments),
         Task::Fixtures { kernel } => fixtures::make(&kernel)?,
     }

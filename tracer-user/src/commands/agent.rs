@@ -15,6 +15,8 @@ use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
 use super::traced::{Kernel, records_to_wait_for};
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
+use crate::export::api::recent::Recent;
+use crate::export::api::view::View;
 use crate::export::metrics::Metrics;
 use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::metrics::workloads::Workloads;
@@ -49,6 +51,8 @@ pub(super) struct Agent {
     workloads: Option<Workloads>,
     detectors: Detectors,
     incident_log: IncidentLog,
+    /// The newest incidents, for the API.
+    recent: Recent,
     /// When epochs were finished last.
     settled_at: Option<Instant>,
     audits: Audits,
@@ -75,6 +79,7 @@ impl Agent {
             workloads: None,
             detectors: Detectors::new(detectors::Limits::default()),
             incident_log: IncidentLog::default(),
+            recent: Recent::default(),
             settled_at: None,
             audits: Audits::default(),
         }
@@ -187,6 +192,7 @@ impl Agent {
         }
         for incident in self.detectors.incidents(&self.ledger, &Procfs, &SystemClock) {
             self.incident_log.log(&incident);
+            self.recent.note(incident);
         }
         if !self.audits.is_off() && !self.detectors.take_moved().is_empty() {
             self.start_audit(Demand::Verify);
@@ -278,7 +284,9 @@ impl Agent {
 
     fn answer(&mut self, request: Request) {
         // A file of /proc for each program: too much for every turn.
-        self.missed = self.kernel.probes.missed_runs();
+        if !matches!(request, Request::Look(_)) {
+            self.missed = self.kernel.probes.missed_runs();
+        }
         self.turn();
         if let Some(workloads) = &mut self.workloads {
             workloads.update(self.ledger.tallies());
@@ -291,6 +299,12 @@ impl Agent {
                 self.audits.wait(answer);
                 self.start_audit(Demand::Dump);
             }
+            Request::Look(look) => look.answer(&View {
+                ledger: &self.ledger,
+                detectors: &self.detectors,
+                incidents: &self.recent,
+                clock: &SystemClock,
+            }),
         }
     }
 

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 
 use crate::cli::Command;
-use crate::export::metrics;
+use crate::export::{api, metrics};
 use crate::probes::self_test_child;
 
 /// Does what was asked for.
@@ -35,6 +35,10 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
         Command::Config(arguments) => config::config(&arguments).map(|()| ExitCode::SUCCESS),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),
+        Command::OpenApi => {
+            print(&api::description()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::MetricsDocs => {
             print(&metrics::documentation()?)?;
             Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@
 //! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
 //! gaps, so that they never say too little), and finished epochs, which go with those of the ledger.
 
+mod brief;
 mod calls;
 mod cause;
 mod epoch;
@@ -29,13 +30,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
+pub use brief::{CauseBrief, EpochBrief, SpaceBrief};
 pub use cause::{Cause, Class, Dropped, Evidence};
 #[cfg(test)]
 pub(crate) use incident::example;
-pub use incident::{Bound, Incident, SCHEMA, schema};
+pub use incident::{Bound, Hex, Incident, IncidentRange, Moment, SCHEMA, State, schema};
 pub use losses::Sample;
 pub use ranges::{Range, RangeSet};
-pub use tell::{Detection, Summary};
+pub use tell::{CauseFound, Detection, Reason, Summary};
 pub use verdict::{LOSSES, Unknown, Verdict};
 pub use worked::VmaAtClear;
 
@@ -106,6 +108,8 @@ struct Space {
     epochs: BTreeMap<u32, Epoch>,
     /// VMAs that have swallowed a range mapped after a clear, in any epoch.
     merged: RangeSet,
+    /// Its finished epochs in numbers.
+    finished: brief::Finished,
 }
 
 impl Space {
@@ -350,11 +354,10 @@ impl Detectors {
     }
 
     fn finish(&mut self, birth: u64, number: u32) {
-        let Some(epoch) = self
-            .spaces
-            .get_mut(&birth)
-            .and_then(|space| space.epochs.get_mut(&number))
-        else {
+        let Some(space) = self.spaces.get_mut(&birth) else {
+            return;
+        };
+        let Some(epoch) = space.epochs.get_mut(&number) else {
             return;
         };
         if !epoch.to_verify.is_empty() {
@@ -369,6 +372,7 @@ impl Detectors {
             }
         }
         self.totals.finished(epoch);
+        space.finished.note(number, epoch);
         self.touched.insert((birth, number));
         if epoch.findings.standing().next().is_some() {
             self.detailed.push_back((birth, number));

@@ -150,7 +150,7 @@ impl Detectors {
 }
 
 /// What the dump says about an epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Detection {
     /// `trusted`, `suspect` or `broken`; of an open epoch: as far as is known now.
     pub verdict: Verdict,
@@ -177,7 +177,7 @@ pub struct Detection {
 }
 
 /// Why an epoch is not trusted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Reason {
     /// `missed`, `exposed`, `hazard`, `blind` or `unknown`.
     pub kind: String,
@@ -188,7 +188,7 @@ pub struct Reason {
 }
 
 /// Everything of one cause and evidence in an epoch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct CauseFound {
     /// A heading of docs/causes.md, or `unknown_cause`.
     pub cause: String,
@@ -373,7 +373,7 @@ impl About {
     }
 }
 
-fn reasons(epoch: &Epoch) -> Vec<Reason> {
+pub(super) fn reasons(epoch: &Epoch) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut add = |kind: &str, name: &str, count| {
         reasons.push(Reason {

@@ -1,4 +1,4 @@
-//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/debug/ledger`.
+//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/debug/ledger`, `/api/v1`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -64,11 +64,12 @@ fn router(exporter: Exporter) -> Router {
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/debug/ledger", get(ledger))
+        .merge(super::api::router())
         .with_state(exporter)
 }
 
 async fn index() -> &'static str {
-    "sdtrace\n/metrics\n/healthz\n/readyz\n/debug/ledger\n"
+    "sdtrace\n/metrics\n/healthz\n/readyz\n/debug/ledger\n/api/v1/openapi.json\n"
 }
 
 async fn metrics(State(exporter): State<Exporter>) -> Response {

@@ -1,7 +1,10 @@
-//! What leaves sdtrace: metrics, health, the ledger as JSON.
+//! What leaves sdtrace: metrics, health, the ledger as JSON, the JSON API.
 
+pub mod api;
 pub mod client;
 pub mod http;
 pub mod metrics;
 pub mod pulse;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod source;

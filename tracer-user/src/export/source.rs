@@ -1,10 +1,12 @@
 //! Where the exporters get their answers from: the task that owns the probes and the ledger.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::api::view::View;
 use super::metrics::reading::Reading;
 use super::pulse::{LONGEST_TURN, Pulse};
 use crate::ledger::dump::Dump;
@@ -21,6 +23,24 @@ pub enum Request {
     Reading(oneshot::Sender<Reading>),
     /// The whole ledger.
     Dump(oneshot::Sender<Dump>),
+    /// A look at a small part of it.
+    Look(Look),
+}
+
+/// A question that is answered where the ledger lives.
+pub struct Look(Box<dyn FnOnce(&View<'_>) + Send>);
+
+impl Look {
+    /// Answers it. It must not take long: no record is taken in meanwhile.
+    pub fn answer(self, view: &View<'_>) {
+        (self.0)(view);
+    }
+}
+
+impl fmt::Debug for Look {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Look")
+    }
 }
 
 /// Whether sdtrace does what it was started for.
@@ -184,6 +204,19 @@ impl Source {
     /// If there is no answer.
     pub async fn dump(&self) -> Result<Dump, Unanswered> {
         self.ask(Request::Dump).await
+    }
+
+    /// Has the owner of the ledger look something up: a page, never everything.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Unanswered> {
+        // Whoever asked may have gone; that is no matter.
+        self.ask(|answer| Request::Look(Look(Box::new(|view| drop(answer.send(question(view)))))))
+            .await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Unanswered> {

@@ -7,6 +7,7 @@
 //! The sum over the ledger (open, closed, folded, pending) plus the faults that the programs could link to no
 //! row equals the kernel's counters, always.
 
+pub mod brief;
 mod counts;
 pub mod dump;
 mod epoch;
@@ -14,8 +15,8 @@ mod limits;
 mod loss;
 mod release;
 mod rows;
-#[cfg(test)]
-mod simulated;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
 mod snapshot;
 mod sources;
 mod space;

@@ -1,14 +1,22 @@
 //! A kernel in miniature for the tests: it counts in rows as the programs do, queues records as the ring buffer
 //! does, and remembers the truth that the ledger must find.
 
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "a tool of tests and measurements, whose own mistakes must stop them"
+)]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
+use tracer_common::audit::{PagesRecord, Reader, VmaFacts};
 use tracer_common::classify::{Outcome, ProtectionState, VmaKind};
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_READ, VM_SOFTDIRTY, VM_WRITE};
+use tracer_common::pages::PageSet;
 use tracer_common::records::{
     CLEAR_TRACKED, ClearRecord, ExecRecord, ExitRecord, Header, Record, TaskIdentity, TrackRecord,
 };
@@ -19,7 +27,7 @@ use super::counts::Counts;
 use super::{Clock, LiveAddressSpaces, Losses, ProcessDetails, ProcessInfo, VmaTable};
 
 /// The truth about one VMA state in one epoch: faults on PTEs and PMDs.
-pub(super) type Truth = BTreeMap<(u64, u32, VmaKey), (u64, u64)>;
+pub type Truth = BTreeMap<(u64, u32, VmaKey), (u64, u64)>;
 
 struct SimulatedSpace {
     epoch: u32,
@@ -39,8 +47,10 @@ struct InFlight {
     entered: u64,
 }
 
-pub(super) struct Kernel {
-    pub(super) now: u64,
+/// A kernel in miniature.
+pub struct Kernel {
+    /// Its monotonic clock.
+    pub now: u64,
     rows: Vec<VmaRow>,
     free: Vec<u32>,
     index: HashMap<VmaKey, u32>,
@@ -49,19 +59,23 @@ pub(super) struct Kernel {
     ring: VecDeque<Record>,
     ring_capacity: usize,
     next_pid: u32,
-    pub(super) truth: Truth,
+    /// What each VMA state counted in each epoch.
+    pub truth: Truth,
     /// What the kernel's own counters show.
-    pub(super) counters: Counts,
-    pub(super) unlinked: Counts,
-    pub(super) stages: BTreeMap<Stage, u64>,
+    pub counters: Counts,
+    /// Of these, what no row could be found for.
+    pub unlinked: Counts,
+    /// What was lost.
+    pub stages: BTreeMap<Stage, u64>,
 }
 
 /// The kernel, shared between the test and the traits that the ledger calls.
 #[derive(Clone)]
-pub(super) struct Shared(pub(super) Rc<RefCell<Kernel>>);
+pub struct Shared(pub Rc<RefCell<Kernel>>);
 
 impl Kernel {
-    pub(super) fn new(rows: u32, ring_capacity: usize) -> Self {
+    /// A kernel with room for so many rows and records.
+    pub fn new(rows: u32, ring_capacity: usize) -> Self {
         Self {
             now: 5_000_000_000,
             rows: vec![VmaRow::default(); rows as usize],
@@ -146,7 +160,7 @@ impl Kernel {
     }
 
     /// A new process with `vmas` VMAs; it is not tracked before its first clear.
-    pub(super) fn spawn(&mut self, vmas: usize) {
+    pub fn spawn(&mut self, vmas: usize) {
         let birth = self.birth();
         self.next_pid += 1;
         let owner = TaskIdentity {
@@ -164,7 +178,8 @@ impl Kernel {
         self.spaces.insert(birth, space);
     }
 
-    pub(super) fn clear(&mut self, at: usize, tracker: u32) {
+    /// A clear of the process in this place.
+    pub fn clear(&mut self, at: usize, tracker: u32) {
         let Some(birth) = self.nth(at) else { return };
         // A fault holds its VMA's lock, so the clear waits for those of its own epoch; that one epoch may
         // pass is more than any kernel allows.
@@ -210,7 +225,7 @@ impl Kernel {
     }
 
     /// A fault enters; `finish` lets it return at once.
-    pub(super) fn fault(&mut self, at: usize, vma: usize, huge: bool, finish: bool) {
+    pub fn fault(&mut self, at: usize, vma: usize, huge: bool, finish: bool) {
         let Some(birth) = self.nth(at) else { return };
         if !self.spaces[&birth].tracked {
             return;
@@ -281,7 +296,8 @@ impl Kernel {
         }
     }
 
-    pub(super) fn mprotect(&mut self, at: usize, vma: usize) {
+    /// A successful mprotect.
+    pub fn mprotect(&mut self, at: usize, vma: usize) {
         let Some(birth) = self.nth(at) else { return };
         if !self.spaces[&birth].tracked {
             return;
@@ -304,7 +320,8 @@ impl Kernel {
         }
     }
 
-    pub(super) fn fork(&mut self, at: usize) {
+    /// A fork of a tracked process.
+    pub fn fork(&mut self, at: usize) {
         let Some(parent) = self.nth(at) else { return };
         if !self.spaces[&parent].tracked {
             return;
@@ -327,8 +344,30 @@ impl Kernel {
         self.submit(Record::Track(record));
     }
 
+    /// The audit finds the first `pages` pages of the first VMA exposed.
+    pub fn expose(&mut self, at: usize, pages: usize) {
+        let Some(birth) = self.nth(at) else { return };
+        let exposed = PageSet::range(1, pages);
+        let key = self.key(birth, 0);
+        let record = PagesRecord {
+            header: self.header(),
+            vma: VmaFacts {
+                key,
+                end: key.start + pages as u64 * 4096,
+                ..VmaFacts::default()
+            },
+            address: 0,
+            epoch: self.spaces[&birth].epoch,
+            reader: Reader::Own as u32,
+            looked_at: exposed,
+            exposed,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        self.submit(Record::Pages(record));
+    }
+
     /// The process ends, by exec or by exit.
-    pub(super) fn end(&mut self, at: usize, by_exec: bool) {
+    pub fn end(&mut self, at: usize, by_exec: bool) {
         let Some(birth) = self.nth(at) else { return };
         let space = self.spaces.remove(&birth).unwrap();
         if !space.tracked {
@@ -350,30 +389,34 @@ impl Kernel {
     }
 
     /// Time passes; no fault takes as long as the ledger's grace period.
-    pub(super) fn pass(&mut self, ns: u64) {
+    pub fn pass(&mut self, ns: u64) {
         let end = self.now + ns;
         let oldest = end.saturating_sub(50_000_000);
         self.finish(|fault| fault.entered < oldest);
         self.now = end;
     }
 
-    pub(super) fn finish_all(&mut self) {
+    /// Every fault returns.
+    pub fn finish_all(&mut self) {
         self.finish(|_| true);
     }
 
-    pub(super) fn take_records(&mut self, count: usize) -> Vec<Record> {
+    /// The oldest records of the ring buffer.
+    pub fn take_records(&mut self, count: usize) -> Vec<Record> {
         let count = count.min(self.ring.len());
         self.ring.drain(..count).collect()
     }
 
-    pub(super) fn losses(&self) -> Losses {
+    /// What was lost, as the daemon reads it.
+    pub fn losses(&self) -> Losses {
         Losses {
             stages: self.stages.clone(),
             ..Losses::default()
         }
     }
 
-    pub(super) fn free_rows(&self) -> usize {
+    /// Rows that are not in use.
+    pub fn free_rows(&self) -> usize {
         self.free.len()
     }
 }

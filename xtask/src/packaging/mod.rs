@@ -1,6 +1,7 @@
 //! `cargo xtask package`: what users install. A Debian package, and a folder from which `podman build` makes an image.
 
 pub mod alerts;
+pub mod openapi;
 
 use crate::provision::{packagers, run_quietly, say};
 use crate::workspace::{build_static, build_static_example, clean_command, root, target_dir};
