@@ -214,6 +214,7 @@ impl Agent {
             undecodable: losses.undecodable,
             missed_runs: Some(losses.missed_runs),
             unavailable_probes: unavailable(self.kernel.probes.verdicts()),
+            uncounted_probes: losses.uncounted_probes,
             watched_since_ns: None,
         }
     }

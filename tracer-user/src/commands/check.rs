@@ -10,6 +10,7 @@ use super::preflight::{self, Problem};
 use super::round_trip::{self, RoundTrip};
 use crate::cli::CheckArgs;
 use crate::kernel::config::State;
+use crate::kernel::preemption::Preemption;
 use crate::kernel::survey::Survey;
 use crate::probes::verdict::{AttachMode, ProbeVerdict, Verdict};
 use crate::probes::{ProbeOptions, Probes, StartError};
@@ -112,6 +113,15 @@ fn table(report: &Report) -> String {
             &format!("{} ({})", option.gives, option.learned_from),
         );
     }
+    let (state, about) = match report.survey.preemption {
+        Preemption::Never => ("no", "programs run to their end: auto attaches by fentry"),
+        Preemption::Possible => ("yes", "fentry programs would be skipped: auto attaches by kprobe"),
+        Preemption::Unknown => (
+            "unknown",
+            "taken for yes: auto attaches by kprobe (mount debugfs to know)",
+        ),
+    };
+    line(state, "the kernel preempts programs", about);
     for missing in &report.survey.missing_capabilities {
         line("MISSING", &missing.capability.to_string(), missing.needed_for);
     }

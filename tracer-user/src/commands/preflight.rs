@@ -130,6 +130,7 @@ mod tests {
     use super::*;
     use crate::kernel::capabilities::{Capabilities, Situation};
     use crate::kernel::config::KernelOption;
+    use crate::kernel::preemption::Preemption;
 
     fn survey(absent: &[&'static str], capabilities: &str) -> Survey {
         let option = |name: &'static str, need| KernelOption {
@@ -156,6 +157,7 @@ mod tests {
                 option("CONFIG_KPROBES", Need::Kprobe),
                 option("CONFIG_FUNCTION_TRACER", Need::Fentry),
             ],
+            preemption: Preemption::Never,
             missing_capabilities: Capabilities::from_status(&format!("CapEff: {capabilities}"))
                 .unwrap()
                 .missing(&situation),

@@ -25,6 +25,8 @@ pub struct Sample {
     pub missed_runs: Option<u64>,
     /// Probes that are needed and are not attached.
     pub unavailable_probes: u64,
+    /// Programs whose runs the kernel may skip without counting it.
+    pub uncounted_probes: u64,
     /// Since when write faults are watched, monotonic; `None`: from the start on.
     pub watched_since_ns: Option<u64>,
 }
@@ -51,6 +53,7 @@ impl Sample {
 pub(super) struct State {
     last: BTreeMap<Unknown, u64>,
     unavailable: u64,
+    uncounted: u64,
     watched_since_ns: Option<u64>,
 }
 
@@ -63,6 +66,7 @@ impl State {
     /// Marks an epoch that begins with what is missing already.
     pub(super) fn note_start(&self, epoch: &mut Epoch, opened_ns: u64) {
         epoch.note_unknown(Unknown::ProbeUnavailable, self.unavailable);
+        epoch.note_unknown(Unknown::UncountedProbes, self.uncounted);
         if self.watched_since_ns.is_some_and(|since| opened_ns < since) {
             epoch.note_unknown(Unknown::WatchStartedLate, 1);
         }
@@ -73,6 +77,7 @@ impl Detectors {
     /// Takes note of what was lost so far. The first sample should be taken before anything is tracked.
     pub fn note_losses(&mut self, sample: &Sample) {
         self.losses.unavailable = sample.unavailable_probes;
+        self.losses.uncounted = sample.uncounted_probes;
         self.losses.watched_since_ns = sample.watched_since_ns;
         for (reason, count) in sample.counts() {
             let last = self.losses.last.insert(reason, count).unwrap_or(0);

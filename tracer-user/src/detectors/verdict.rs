@@ -41,6 +41,8 @@ pub enum Unknown {
     Undecodable,
     /// The kernel skipped runs of a probe.
     MissedProbeRuns,
+    /// The kernel may have skipped runs of probes and does not count them.
+    UncountedProbes,
     /// Records of address spaces or epochs did not arrive, or contradicted each other.
     MissingRecords,
     /// A probe that a check needs is not attached.
@@ -87,9 +89,10 @@ pub const LOSSES: [Stage; 15] = [
 ];
 
 impl Unknown {
-    const OWN: [Self; 14] = [
+    const OWN: [Self; 15] = [
         Self::Undecodable,
         Self::MissedProbeRuns,
+        Self::UncountedProbes,
         Self::MissingRecords,
         Self::ProbeUnavailable,
         Self::WatchStartedLate,
@@ -116,6 +119,7 @@ impl Unknown {
             Self::Lost(stage) => stage.label(),
             Self::Undecodable => "undecodable",
             Self::MissedProbeRuns => "missed_probe_runs",
+            Self::UncountedProbes => "uncounted_probes",
             Self::MissingRecords => "missing_records",
             Self::ProbeUnavailable => "probe_unavailable",
             Self::WatchStartedLate => "watch_started_late",

@@ -6,4 +6,5 @@ pub mod capabilities;
 pub mod config;
 pub mod kallsyms;
 pub mod layout;
+pub mod preemption;
 pub mod survey;

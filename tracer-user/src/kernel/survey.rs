@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::capabilities::{Capabilities, Missing, Situation, is_initial_user_namespace};
 use super::config::{self, Evidence, KernelOption, Need, State};
 use super::kallsyms::Symbols;
+use super::preemption::Preemption;
 
 /// What was found out about this machine.
 #[derive(Debug, Clone, Serialize)]
@@ -18,6 +19,8 @@ pub struct Survey {
     pub release: Option<String>,
     /// Every option that sdtrace depends on.
     pub options: Vec<KernelOption>,
+    /// Whether programs can be preempted, which decides how `--attach auto` attaches.
+    pub preemption: Preemption,
     /// Capabilities that are needed and missing.
     pub missing_capabilities: Vec<Missing>,
     /// Whether capabilities count here at all; `None` if that could not be told.
@@ -91,6 +94,7 @@ impl<'a> Reader<'a> {
         Survey {
             release,
             options,
+            preemption: Preemption::of_this_machine(),
             missing_capabilities,
             in_initial_user_namespace: uid_map.as_deref().map(is_initial_user_namespace),
             unreadable: self.unreadable,

@@ -15,25 +15,28 @@ pub struct MissedRuns {
     /// Where it is skipped: `recursion` (the program was running on that CPU already) or `bpf_prog_active` (a
     /// kprobe hit while that CPU was in a bpf(2) map operation).
     pub stage: String,
-    /// How often; `None` where this kernel does not count it.
+    /// How often; `None` where it may happen and this kernel does not count it.
     pub count: Option<u64>,
 }
 
-/// Reads the counts of every loaded program from its fdinfo. `active_is_counted` says whether this kernel counts
-/// kprobe runs that `bpf_prog_active` kept off, which the start-up finds out by making it happen.
+/// Reads the counts of every loaded program from its fdinfo.
+///
+/// A kernel without `recursion_misses` (before 9ed9e9ba2337, 5.12) has no check for recursion in its trampolines
+/// either (ca06f55b9002), so fentry programs are never skipped there. `bpf_prog_active` is set in map operations,
+/// which do not sleep, and while a kprobe program runs, with preemption off. So where the kernel does not preempt
+/// itself, no task comes by a probe meanwhile; where it does, it is counted since dd8657894c11 (6.7), which the
+/// start-up finds out by making it happen. `kprobes_are_accounted_for` says that one of the two holds.
 #[must_use]
-pub fn missed_runs(object: &Ebpf, active_is_counted: bool) -> Vec<MissedRuns> {
+pub fn missed_runs(object: &Ebpf, kprobes_are_accounted_for: bool) -> Vec<MissedRuns> {
     let mut all = Vec::new();
     for (name, program) in object.programs() {
         if program.fd().is_err() {
             continue;
         }
-        // `recursion_misses` came with 5.12; before, a trampoline had no such check, and a kprobe was skipped
-        // silently.
-        let count = fdinfo(program, "recursion_misses");
+        let count = Some(fdinfo(program, "recursion_misses").unwrap_or(0));
         match program {
             Program::KProbe(_) => {
-                let count = count.filter(|_| active_is_counted);
+                let count = count.filter(|_| kprobes_are_accounted_for);
                 all.push(MissedRuns {
                     program: name.to_owned(),
                     stage: "bpf_prog_active".to_owned(),

@@ -40,6 +40,7 @@ pub use self::pages::PageRecords;
 pub use self::rows::Rows;
 use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
 use crate::kernel::layout::{Layout, LayoutError, OverrideError};
+use crate::kernel::preemption::Preemption;
 
 /// Bounds of what the kernel side keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +162,8 @@ pub struct Probes {
     live: Box<Settings>,
     limits: Limits,
     undecoded: u64,
-    active_is_counted: bool,
+    preemption: Preemption,
+    kprobes_are_accounted_for: bool,
     /// Processes whose smaps could not be read at the start, so that they may be armed unseen.
     pub unreadable_at_start: usize,
     /// What was missed before anything but the self-test's child could be tracked.
@@ -179,8 +181,9 @@ impl Probes {
         let layout = object::resolve_layout()?;
         let mut probes = Self::load(&layout, options, Box::new(live))?;
         let btf = aya::Btf::from_sys_fs().map_err(|error| StartError::Other(error.into()))?;
+        let mechanisms = options.attach.mechanisms(probes.preemption);
         let attach = |object: &mut Ebpf, hook| {
-            object::attach(object, &btf, &layout, hook, options.attach, options.fault_return)
+            object::attach(object, &btf, &layout, hook, mechanisms, options.fault_return)
         };
         let start_hook = attach(&mut probes.object, &START_HOOK);
         for hook in HOOKS {
@@ -196,8 +199,8 @@ impl Probes {
             return Err(StartError::Probes(all));
         }
         self_test::run(&mut probes).map_err(StartError::SelfTest)?;
-        probes.active_is_counted =
-            missed::skipped_runs_are_counted(&mut probes.object, &probes.bare).unwrap_or(false);
+        probes.kprobes_are_accounted_for = !probes.preemption.is_possible()
+            || missed::skipped_runs_are_counted(&mut probes.object, &probes.bare).unwrap_or(false);
         probes.go_live()?;
         if let Some(mechanism) = start_hook.verdict.mechanism() {
             object::detach(&mut probes.object, &START_HOOK, mechanism, options.fault_return);
@@ -236,7 +239,8 @@ impl Probes {
             live,
             limits: options.limits,
             undecoded: 0,
-            active_is_counted: false,
+            preemption: Preemption::of_this_machine(),
+            kprobes_are_accounted_for: false,
             unreadable_at_start: 0,
             missed_before: Vec::new(),
             object,
@@ -308,7 +312,7 @@ impl Probes {
     /// Runs of probes that the kernel skipped since the daemon went live, as far as it counts them.
     #[must_use]
     pub fn missed_runs(&self) -> Vec<MissedRuns> {
-        let mut runs = missed::missed_runs(&self.object, self.active_is_counted);
+        let mut runs = missed::missed_runs(&self.object, self.kprobes_are_accounted_for);
         missed::subtract(&mut runs, &self.missed_before);
         runs
     }
@@ -379,7 +383,7 @@ impl Probes {
 
     fn go_live(&mut self) -> Result<()> {
         self.counters.start_over();
-        self.missed_before = missed::missed_runs(&self.object, self.active_is_counted);
+        self.missed_before = missed::missed_runs(&self.object, self.kprobes_are_accounted_for);
         self.live.mode = MODE_LIVE;
         self.live.handshake = 0;
         self.apply(&self.live.clone())?;

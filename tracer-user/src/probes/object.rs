@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use tracer_common::counters::STRIP;
 
 use super::hooks::Hook;
-use super::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
+use super::verdict::{Mechanism, ProbeVerdict, Verdict};
 use super::{ProbeOptions, StartError};
 use crate::kernel::kallsyms::Symbols;
 use crate::kernel::layout::{ABSENT, GlobalValue, Layout};
@@ -98,7 +98,7 @@ pub fn attach(
     btf: &aya::Btf,
     layout: &Layout,
     hook: &Hook,
-    mode: AttachMode,
+    mechanisms: &[Mechanism],
     fault_return: bool,
 ) -> ProbeVerdict {
     let verdict = |verdict, fell_back_because| ProbeVerdict {
@@ -135,7 +135,7 @@ pub fn attach(
         return verdict(Verdict::Unsupported { why }, None);
     }
     let mut failures: Vec<String> = Vec::new();
-    for &mechanism in mode.mechanisms() {
+    for &mechanism in mechanisms {
         match attach_by(object, btf, hook, mechanism, fault_return) {
             Ok(()) => {
                 let because = (!failures.is_empty()).then(|| failures.join("; "));

@@ -2,14 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::preemption::Preemption;
+
 /// Which entry points are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum AttachMode {
-    /// fentry and fexit, and for each probe that cannot be had so, kprobe and kretprobe.
+    /// fentry and fexit where the kernel lets programs run to their end, kprobe and kretprobe where it may preempt
+    /// them; for each probe that cannot be had so, the other.
     #[default]
     Auto,
-    /// The same as `auto`, by name.
+    /// fentry and fexit, and for each probe that cannot be had so, kprobe and kretprobe.
     Fentry,
     /// kprobe and kretprobe only.
     Kprobe,
@@ -18,8 +21,9 @@ pub enum AttachMode {
 impl AttachMode {
     /// The mechanisms to try, in order.
     #[must_use]
-    pub const fn mechanisms(self) -> &'static [Mechanism] {
+    pub const fn mechanisms(self, preemption: Preemption) -> &'static [Mechanism] {
         match self {
+            Self::Auto if preemption.is_possible() => &[Mechanism::Kprobe, Mechanism::Fentry],
             Self::Auto | Self::Fentry => &[Mechanism::Fentry, Mechanism::Kprobe],
             Self::Kprobe => &[Mechanism::Kprobe],
         }

@@ -36,6 +36,7 @@ fn every_kind_of_loss_forbids_trust() {
     let mut story = Story::new();
     story.detectors.note_losses(&Sample {
         unavailable_probes: 1,
+        uncounted_probes: 1,
         watched_since_ns: Some(u64::MAX),
         ..Sample::default()
     });
@@ -46,7 +47,10 @@ fn every_kind_of_loss_forbids_trust() {
         .into_iter()
         .map(|reason| reason.name)
         .collect();
-    assert_eq!(reasons, ["probe_unavailable", "watch_started_late"]);
+    assert_eq!(
+        reasons,
+        ["uncounted_probes", "probe_unavailable", "watch_started_late"]
+    );
 }
 
 #[test]
