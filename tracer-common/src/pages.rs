@@ -92,11 +92,14 @@ pub enum PageCause {
     Collapse = 6,
     /// `uprobe_write_opcode`: a breakpoint was written.
     Uprobe = 7,
+    /// `try_to_migrate_one`, before 5.14 `try_to_unmap_one` with `TTU_MIGRATION`: a migration takes the page out of the
+    /// page table and puts a migration entry there.
+    Departure = 8,
 }
 
 impl PageCause {
     /// Every mechanism, in the order of the discriminants.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Migration,
         Self::HugeMigration,
         Self::Ksm,
@@ -104,6 +107,7 @@ impl PageCause {
         Self::Split,
         Self::Collapse,
         Self::Uprobe,
+        Self::Departure,
     ];
 
     /// The mechanism with this discriminant.
@@ -123,6 +127,7 @@ impl PageCause {
             Self::Split => "split",
             Self::Collapse => "collapse",
             Self::Uprobe => "uprobe",
+            Self::Departure => "departure",
         }
     }
 }

@@ -194,9 +194,10 @@ fn look(scratch: &mut Scratch, addr: u64, first: u32, last: u32, chunk: u32) {
     look_at_pages(scratch, chunk);
 }
 
-/// Takes the marks of the pages in `[addr, end)` away: the clear is about to take their bits.
+/// Takes the marks of the pages in `[addr, end)` away: the clear is about to take their bits. What a mechanism has
+/// done to them in the epoch that begins stays noted.
 #[inline(always)]
-pub fn forget_marks(birth: u64, addr: u64, end: u64) {
+pub fn forget_marks(birth: u64, addr: u64, end: u64, epoch: u32) {
     let number = pages::find(birth, addr);
     let Some(chunk) = pages::get(number) else { return };
     let first = (addr >> 12) & (PAGES as u64 - 1);
@@ -223,10 +224,22 @@ pub fn forget_marks(birth: u64, addr: u64, end: u64) {
             let written = (&raw mut (*chunk).written).cast::<u64>().add(at);
             let causes = (&raw mut (*chunk).causes).cast::<u64>().add(at);
             core::ptr::write_volatile(written, core::ptr::read_volatile(written) & keep);
-            core::ptr::write_volatile(causes, core::ptr::read_volatile(causes) & keep);
+            let marks = core::ptr::read_volatile(causes);
+            core::ptr::write_volatile(causes, marks & (keep | causes_of(marks, epoch)));
         }
         word += 1;
     }
+}
+
+/// The bytes of a word of [`cause_mark`](tracer_common::pages::cause_mark)s that are of this epoch, all bits set.
+#[inline(always)]
+fn causes_of(marks: u64, epoch: u32) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    // The upper three bits of a mark are the epoch's lower three. Where they agree the difference is 0, and adding
+    // 0x7f leaves the highest bit clear; shifted by one it never carries into the next byte.
+    let difference = (marks ^ (u64::from(epoch & 7) << 5).wrapping_mul(EACH)) & (EACH * 0xe0);
+    let equal = !((difference >> 1).wrapping_add(EACH * 0x7f)) & (EACH * 0x80);
+    (equal >> 7).wrapping_mul(0xff)
 }
 
 /// `pagemap_pmd_range` and `pagemap_scan_pmd_entry`: somebody is about to be told.
@@ -266,7 +279,7 @@ pub fn told(bench: Bench, reader: Reader, walk: u64, at: u64) -> Option<&'static
     Some(scratch)
 }
 
-/// Reports, once an epoch, a VMA that is not what the clear met, or whose protection lets entries be born
+/// Reports, once an epoch and end, a VMA that is not what the clear met, or whose protection lets entries be born
 /// writable. A function of its own for its share of the stack.
 #[inline(never)]
 pub fn whole_vma(site: &Site) {
@@ -281,8 +294,9 @@ pub fn whole_vma(site: &Site) {
     if site.cleared != 0 && (row.armed_epoch != site.epoch || row.end != site.end) {
         state |= VMA_CHANGED;
     }
-    if state != 0 && row.reported_epoch != site.epoch {
+    if state != 0 && (row.reported_epoch != site.epoch || row.reported_end != site.end) {
         row.reported_epoch = site.epoch;
+        row.reported_end = site.end;
         report_vma(site, state);
     }
 }

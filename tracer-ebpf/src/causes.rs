@@ -34,14 +34,17 @@ pub fn huge_page_arrives(walk: u64) {
     }
 }
 
-/// `try_to_unmap_one(page, vma, address, …)`: reclaim, or a collapse that needs the page for itself.
+/// `try_to_unmap_one(page, vma, address, flags)`: reclaim, or a collapse that needs the page for itself; before 5.14
+/// a migration too.
 #[inline(always)]
-pub fn unmaps(vma: u64, address: u64) {
+pub fn unmaps(vma: u64, address: u64, flags: u32) {
     if !tracking::anything() {
         return;
     }
     let collapses = tracking::collapsing() == bpf_get_current_pid_tgid();
-    let cause = if collapses {
+    let cause = if flags & TTU_MIGRATION_MASK.load() != 0 {
+        PageCause::Departure
+    } else if collapses {
         PageCause::Collapse
     } else {
         PageCause::Reclaim

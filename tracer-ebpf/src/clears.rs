@@ -168,6 +168,7 @@ pub fn reached_vma(walk: u64) {
     }
     // SAFETY: the verifier proves that `row` is a map value.
     unsafe {
+        rows::refresh(row, &key, vma);
         (*row).armed_epoch = clear.epoch;
         (*row).end = end;
         // A file without an inode of its own shares one with strangers, see `rows::Backing`.
@@ -222,7 +223,7 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
         scratch.site = clear.site;
         audit::page_table(scratch, pmd, addr, end);
     }
-    audit::forget_marks(clear.birth, addr, end);
+    audit::forget_marks(clear.birth, addr, end, clear.epoch);
 }
 
 #[inline(always)]

@@ -71,6 +71,30 @@ fn create(key: &VmaKey, vma: u64) -> u32 {
     unsafe { *row }
 }
 
+/// Brings what a row says of the mapped file up to date: another file may be mapped at the same place by now.
+///
+/// # Safety
+/// `row` must be a row of `key`.
+#[inline(always)]
+pub unsafe fn refresh(row: *mut VmaRow, key: &VmaKey, vma: u64) {
+    let file = Probed::u64(vma, VMA_FILE.load());
+    let inode = if file == 0 {
+        0
+    } else {
+        Probed::u64(Probed::u64(file, FILE_INODE.load()), INODE_NUMBER.load())
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        (*row).offset = Probed::u64(vma, VMA_OFFSET.load());
+        if (*row).inode != inode {
+            let backing = Backing::of(vma);
+            (*row).inode = backing.inode;
+            (*row).device = backing.device;
+            (*row).kind = backing.kind(key.flags);
+        }
+    }
+}
+
 /// The row with this number.
 #[inline(always)]
 pub fn get(number: u32) -> Option<*mut VmaRow> {

@@ -31,8 +31,9 @@ pub fn entered(vma: u64, address: u64) {
     };
     // SAFETY: the verifier proves that `slot` is a map value.
     let slot = unsafe { &mut *slot };
-    if slot.thread != 0 && slot.thread != thread {
-        // The other's return will find the note of this one.
+    if slot.thread != 0 {
+        // The other's return will find the note of this one; or it is this thread's, and the kernel had no
+        // instance of the return probe left for it.
         stage(Stage::WriteSlotTaken);
     }
     slot.vma = vma;

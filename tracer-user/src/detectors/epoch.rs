@@ -158,7 +158,12 @@ impl Epoch {
             .exposed
             .iter()
             .find_map(|page| tracer_common::pages::cause_of(record.causes[page], record.epoch))
-            .filter(|mark| matches!(mark, PageCause::Migration | PageCause::HugeMigration));
+            .filter(|mark| {
+                matches!(
+                    mark,
+                    PageCause::Departure | PageCause::Migration | PageCause::HugeMigration
+                )
+            });
         let mut found = Vec::new();
         let mut interesting = record.exposed;
         interesting.add(&record.lost);
@@ -216,6 +221,7 @@ impl Epoch {
             }) {
                 lost::Lost::Missed(cause) => put(Rank::Observed, cause),
                 lost::Lost::Dropped(reason) => self.drop_range(reason, range),
+                lost::Lost::OnTheMove => put(Rank::Raced, Cause::Unknown),
             }
         }
         let raced = self.findings.raced;

@@ -24,7 +24,7 @@ pub(super) struct Around {
 pub(super) fn cause(around: Around) -> Cause {
     match around {
         Around {
-            mark: Some(PageCause::Migration),
+            mark: Some(PageCause::Migration | PageCause::Departure),
             ..
         } => Cause::MigrationRace,
         Around {

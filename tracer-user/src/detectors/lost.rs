@@ -24,6 +24,9 @@ pub(super) enum Lost {
     Missed(Cause),
     /// The target threw the content away.
     Dropped(Dropped),
+    /// For a moment a migration leaves nothing where it will put an entry (`ptep_clear_flush` in `try_to_migrate_one`),
+    /// and so do reclaim and KSM. The programs look without the lock of the page table, which the walk takes later.
+    OnTheMove,
 }
 
 /// What is known about the page.
@@ -45,6 +48,12 @@ pub(super) struct Around<'a> {
 impl Around<'_> {
     fn worked(&self, work: Work) -> bool {
         self.worked.on(work, self.page)
+    }
+
+    /// Whether the page is out of its page table only until a migration has put an entry there.
+    fn migrates(&self) -> bool {
+        use PageCause::{Departure, HugeMigration, Migration};
+        matches!(self.mark, Some(Departure | Migration | HugeMigration))
     }
 
     fn dropped(&self) -> Option<Dropped> {
@@ -71,11 +80,13 @@ pub(super) fn judge(around: &Around<'_>) -> Lost {
 /// reads as the zero page is told apart by what put it there.
 fn private(around: &Around<'_>) -> Lost {
     match around.entry {
-        Entry::None => Lost::Dropped(around.dropped().unwrap_or(if around.worked(Work::Free) {
-            Dropped::Free
-        } else {
-            Dropped::Unknown
-        })),
+        Entry::None => match (around.dropped(), around.mark) {
+            (Some(reason), _) => Lost::Dropped(reason),
+            (None, _) if around.worked(Work::Free) => Lost::Dropped(Dropped::Free),
+            (None, Some(PageCause::Reclaim | PageCause::Ksm)) => Lost::OnTheMove,
+            (None, _) if around.migrates() => Lost::OnTheMove,
+            (None, _) => Lost::Dropped(Dropped::Unknown),
+        },
         Entry::Zero => match around.mark {
             Some(PageCause::Ksm) => Lost::Missed(Cause::KsmMerge),
             // A split goes by migration entries, and what puts the pages back puts the zero page there
@@ -95,7 +106,7 @@ fn private(around: &Around<'_>) -> Lost {
             Some(PageCause::Ksm) => Cause::KsmMerge,
             Some(PageCause::Uprobe) => Cause::Uprobe,
             Some(PageCause::Collapse) => Cause::SharedCollapse,
-            Some(PageCause::Migration) => Cause::MigrationRace,
+            Some(PageCause::Migration | PageCause::Departure) => Cause::MigrationRace,
             Some(PageCause::HugeMigration) => Cause::MigrationRaceThp,
             _ if around.worked(Work::UserfaultMovedHere) => Cause::UserfaultfdMove,
             _ if around.worked(Work::MovedHere) => Cause::MremapTableMove,
@@ -114,6 +125,10 @@ fn shared(around: &Around<'_>) -> Lost {
     } else {
         None
     };
+    let zapped = asked.is_some() || around.worked(Work::Pageout) || around.worked(Work::Collapse);
+    if around.entry == Entry::None && around.migrates() && !zapped {
+        return Lost::OnTheMove;
+    }
     Lost::Missed(match (around.mark, asked) {
         (Some(PageCause::Reclaim), _) => Cause::SharedZap,
         (Some(PageCause::Split), None) => Cause::SharedThpSplit,
@@ -124,7 +139,7 @@ fn shared(around: &Around<'_>) -> Lost {
         (_, Some(asked)) => asked,
         (_, None) if around.worked(Work::Pageout) => Cause::SharedZap,
         (_, None) if around.worked(Work::Collapse) => Cause::SharedCollapse,
-        (Some(PageCause::Migration), None) => Cause::MigrationRace,
+        (Some(PageCause::Migration | PageCause::Departure), None) => Cause::MigrationRace,
         (Some(PageCause::HugeMigration), None) => Cause::MigrationRaceThp,
         (None, None) if around.worked(Work::MovedHere) => Cause::MremapTableMove,
         (None, None) => Cause::Unknown,
@@ -164,11 +179,11 @@ mod tests {
         use Entry::{None as Nothing, Page, Zero};
         let missed = |entry, mark, works: &[Work]| match judged(false, entry, mark, works) {
             Lost::Missed(cause) => cause,
-            other @ Lost::Dropped(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         let dropped = |entry, mark, works: &[Work]| match judged(false, entry, mark, works) {
             Lost::Dropped(reason) => reason,
-            other @ Lost::Missed(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(missed(Page, Some(PageCause::Ksm), &[]), Cause::KsmMerge);
         assert_eq!(missed(Page, Some(PageCause::Uprobe), &[]), Cause::Uprobe);
@@ -206,8 +221,16 @@ mod tests {
     fn shared_memory() {
         let missed = |mark, works: &[Work]| match judged(true, Entry::None, mark, works) {
             Lost::Missed(cause) => cause,
-            other @ Lost::Dropped(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
+        for mark in [
+            PageCause::Departure,
+            PageCause::Migration,
+            PageCause::HugeMigration,
+        ] {
+            assert_eq!(judged(true, Entry::None, Some(mark), &[]), Lost::OnTheMove);
+            assert_eq!(missed(Some(mark), &[Work::Dontneed]), Cause::SharedZap);
+        }
         assert_eq!(missed(Some(PageCause::Reclaim), &[]), Cause::SharedZap);
         assert_eq!(missed(None, &[Work::Pageout]), Cause::SharedZap);
         assert_eq!(missed(None, &[Work::Dontneed]), Cause::SharedZap);

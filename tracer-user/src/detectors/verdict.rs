@@ -57,7 +57,8 @@ pub enum Unknown {
     OpeningUnseen,
     /// What ended it is not known.
     EndUnseen,
-    /// A page was written while the clear was walking: perhaps before, perhaps after its bit was taken.
+    /// A page was written while the clear was walking, perhaps before, perhaps after its bit was taken; or a migration
+    /// had it out of the page table when it was looked at.
     RacedWithClear,
     /// A VMA changed and it is not known which VMAs there were at the clear.
     VmasUnknown,

@@ -151,6 +151,15 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // Tells that a page without entry may be on its way to another frame.
+        target: "try_to_migrate_one",
+        required: false,
+        fentry: &[program!("try_to_migrate_one_fentry", Entry)],
+        kprobe: &[program!("try_to_migrate_one_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         // Names KSM; absent without CONFIG_KSM.
         target: "try_to_merge_one_page",
         required: false,

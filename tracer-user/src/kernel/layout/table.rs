@@ -215,6 +215,8 @@ pub(super) const GLOBALS: &[Entry] = &[
     // Since 5.19 and 6.4; older kernels never set them.
     mask("FLAG_UNSHARE", &["FAULT_FLAG_UNSHARE"]).or(0),
     mask("FLAG_VMA_LOCK", &["FAULT_FLAG_VMA_LOCK"]).or(0),
+    // enum ttu_flags; gone with 5.14, when try_to_migrate_one became a function of its own (a98a2f0c8ce1).
+    mask("TTU_MIGRATION_MASK", &["TTU_MIGRATION"]).or(0),
     variable("PAGE_OFFSET_BASE", &["page_offset_base"]),
     variable("MEMORY_ENCRYPTION_MASK", &["sme_me_mask"]),
     // Without it the kernel has four levels of page tables only.
@@ -400,6 +402,15 @@ pub(super) const FUNCTIONS: &[Function] = &[
         &[
             needs("ARG_TRY_TO_UNMAP_ONE_VMA", "vma"),
             needs("ARG_TRY_TO_UNMAP_ONE_ADDRESS", "address"),
+            needs("ARG_TRY_TO_UNMAP_ONE_FLAGS", "arg"),
+        ],
+    ),
+    function(
+        "try_to_migrate_one",
+        "ARGS_TRY_TO_MIGRATE_ONE",
+        &[
+            needs("ARG_TRY_TO_MIGRATE_ONE_VMA", "vma"),
+            needs("ARG_TRY_TO_MIGRATE_ONE_ADDRESS", "address"),
         ],
     ),
     function(
