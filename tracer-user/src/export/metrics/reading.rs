@@ -2,6 +2,7 @@
 
 use tracer_common::counters::{Counter, Stage};
 
+use super::process::ProcessUse;
 use super::workloads::TopWorkloads;
 use crate::detectors;
 use crate::ledger::Summary;
@@ -84,6 +85,8 @@ pub struct Reading {
     pub unreadable_at_start: u64,
     /// The account by workload, if it was asked for.
     pub workloads: Option<TopWorkloads>,
+    /// What the process takes, if /proc tells.
+    pub process: Option<ProcessUse>,
     /// Whether `/readyz` says yes.
     pub ready: bool,
 }
@@ -119,6 +122,7 @@ impl Reading {
             }],
             fault_times_measured: true,
             workloads: Some(TopWorkloads::example()),
+            process: Some(ProcessUse::default()),
             ..Self::default()
         }
     }
