@@ -30,14 +30,23 @@ use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
 use crate::probes::{Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
 
-/// How often the rows are looked at when no record comes.
+/// How often all rows are looked at. Those of address spaces that were cleared are looked at when the record comes.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How often epochs are finished.
 const SETTLING: Duration = Duration::from_millis(500);
-/// Looking at the rows may take this share of one CPU: one part in so many.
-const SHARE: u32 = 5;
+/// Taking in records may take this share of one CPU: one part in so many.
+const SHARE: u32 = 20;
 /// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+/// Which rows a turn looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// All: once a second, and before anything is told.
+    All,
+    /// Those of address spaces that were cleared since.
+    Cleared,
+}
 
 /// Owns the probes and the ledger.
 pub(super) struct Agent {
@@ -57,6 +66,8 @@ pub(super) struct Agent {
     /// When epochs were finished last.
     settled_at: Option<Instant>,
     audits: Audits,
+    /// Probes that are needed and not attached.
+    unavailable: u64,
 }
 
 impl Agent {
@@ -70,6 +81,7 @@ impl Agent {
         let mechanism = mechanism_of(probes.verdicts(), "do_wp_page");
         Self {
             fault_times_measured: mechanism == Some(Mechanism::Fentry) || fault_return,
+            unavailable: unavailable(probes.verdicts()),
             kernel: Kernel::new(probes),
             ledger: Ledger::new(limits),
             metrics,
@@ -135,7 +147,7 @@ impl Agent {
         owner.readiness.send_replace(self.readiness());
         // What was lost before anything is tracked concerns no epoch.
         self.missed = self.kernel.probes.missed_runs();
-        self.detectors.note_losses(&self.sample());
+        self.detectors.note_losses(&self.sample(self.losses()));
         let mut end = std::pin::pin!(end);
         loop {
             let (due_at, answer_by) = (self.audits.due_at(), self.audits.answer_by());
@@ -144,20 +156,21 @@ impl Agent {
                 () = &mut end => break,
                 Some(request) = owner.requests.recv() => self.answer(request),
                 done = self.audits.done() => self.audited(done),
-                ready = waiting.readable() => {
-                    ready.context("the ring buffer cannot be waited for")?.clear_ready();
-                    self.turn_and_rest(&mut owner).await;
-                }
+                // What comes once a second comes before records, which can be there always.
                 _ = period.tick() => {
-                    self.turn();
+                    self.turn(Rows::All);
                     self.sweep();
                 }
                 () = due(due_at) => self.start_audit(Demand::Periodic),
                 () = due(answer_by) => self.answer_without_audit(),
+                ready = waiting.readable() => {
+                    ready.context("the ring buffer cannot be waited for")?.clear_ready();
+                    self.turn_and_rest(&mut owner).await;
+                }
             }
         }
         self.missed = self.kernel.probes.missed_runs();
-        self.turn();
+        self.turn(Rows::All);
         self.incident_log.finish();
         Ok(self.reading())
     }
@@ -166,7 +179,7 @@ impl Agent {
     /// make us look at the rows all the time.
     async fn turn_and_rest(&mut self, owner: &mut Owner) {
         let start = Instant::now();
-        self.turn();
+        self.turn(Rows::Cleared);
         let pause = (start.elapsed() * (SHARE - 1)).min(LONGEST_PAUSE);
         let rest = tokio::time::sleep(pause);
         let mut rest = std::pin::pin!(rest);
@@ -180,13 +193,14 @@ impl Agent {
     }
 
     /// Has the detectors draw their conclusions, and tells them.
-    fn detect(&mut self, now_ns: u64) {
+    fn detect(&mut self, mut losses: Losses, now_ns: u64) {
         let due = self.settled_at.is_none_or(|at| at.elapsed() >= SETTLING);
         // An epoch is finished only after the skipped runs of probes have been read.
         if due && self.detectors.is_anything_over(now_ns) {
             self.missed = self.kernel.probes.missed_runs();
+            losses = self.losses();
         }
-        self.detectors.note_losses(&self.sample());
+        self.detectors.note_losses(&self.sample(losses));
         if due {
             self.settled_at = Some(Instant::now());
             self.detectors.settle(&self.ledger, now_ns);
@@ -201,8 +215,7 @@ impl Agent {
     }
 
     /// What was lost so far, for the detectors.
-    fn sample(&self) -> Sample {
-        let losses = self.losses();
+    fn sample(&self, losses: Losses) -> Sample {
         let missing = ["missing_records", "missing_exits", "inconsistent"];
         let ledger = self.ledger.incomplete();
         Sample {
@@ -214,7 +227,7 @@ impl Agent {
             stages: losses.stages,
             undecodable: losses.undecodable,
             missed_runs: Some(losses.missed_runs),
-            unavailable_probes: unavailable(self.kernel.probes.verdicts()),
+            unavailable_probes: self.unavailable,
             uncounted_probes: losses.uncounted_probes,
             watched_since_ns: None,
         }
@@ -237,7 +250,7 @@ impl Agent {
     }
 
     /// Takes in all waiting records, then looks at the rows.
-    fn turn(&mut self) {
+    fn turn(&mut self, rows: Rows) {
         let mut records = std::mem::take(&mut self.records);
         self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
@@ -255,16 +268,21 @@ impl Agent {
             self.ledger.apply(record, &Procfs, now_ns);
         }
         let losses = self.losses();
-        self.ledger.note_losses(losses, now_ns);
-        for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
-            tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
+        self.ledger.note_losses(losses.clone(), now_ns);
+        match rows {
+            Rows::All => {
+                for error in self.ledger.look(&mut self.kernel, &Procfs, now_ns) {
+                    tracing::warn!(error = format!("{error:#}"), "a row is kept for another try");
+                }
+            }
+            Rows::Cleared => self.ledger.look_at_cleared(&self.kernel, now_ns),
         }
         // After the look: the detectors ask which VMAs a clear met, and rows tell.
         for record in records.drain(..) {
             self.detectors.apply(&record, &self.ledger);
         }
         self.records = records;
-        self.detect(now_ns);
+        self.detect(losses, now_ns);
         if let Some(workloads) = &mut self.workloads {
             for departed in self.ledger.take_departed() {
                 workloads.depart(&departed);
@@ -289,7 +307,7 @@ impl Agent {
         if !matches!(request, Request::Look(_)) {
             self.missed = self.kernel.probes.missed_runs();
         }
-        self.turn();
+        self.turn(Rows::All);
         if let Some(workloads) = &mut self.workloads {
             workloads.update(self.ledger.tallies());
         }
@@ -335,7 +353,7 @@ impl Agent {
 
     /// Answers whoever has waited for an audit long enough.
     fn answer_without_audit(&mut self) {
-        self.turn();
+        self.turn(Rows::All);
         for answer in self.audits.take_waiting() {
             drop(answer.send(self.dump()));
         }
@@ -343,7 +361,11 @@ impl Agent {
 
     /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
     fn audited(&mut self, done: Finished) {
-        self.turn();
+        self.turn(if done.answers.is_empty() {
+            Rows::Cleared
+        } else {
+            Rows::All
+        });
         let now_ns = SystemClock.monotonic_ns();
         for (target, pages) in &done.read.seen {
             for page in pages {
@@ -367,7 +389,7 @@ impl Agent {
                 }
             }
         }
-        self.detect(now_ns);
+        self.detect(self.losses(), now_ns);
         for answer in done.answers {
             drop(answer.send(self.dump()));
         }

@@ -13,7 +13,9 @@ use crate::ledger::dump::Dump;
 const BEFORE_A_DUMP: Duration = Duration::from_secs(2);
 /// How long at most, if the audit is held up.
 const LONGEST_WAIT: Duration = Duration::from_millis(3_500);
-/// The longest reading of any other kind.
+/// Reading once in a period may take this share of it: one part in so many. What is left comes first the next time.
+const SHARE: u32 = 20;
+/// The longest look at what was moved.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// Ready at that time; without one, never.
@@ -128,7 +130,7 @@ impl Audits {
                 targets: self.rotation.order(targets),
                 only_verify: false,
                 budget: schedule.budget,
-                until: now + LONGEST,
+                until: now + schedule.period / SHARE,
             },
             Demand::Verify => Job {
                 targets: targets

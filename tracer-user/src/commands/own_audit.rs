@@ -157,13 +157,11 @@ fn read_one(
     buffer: &mut [u8],
     seen: &mut Vec<SeenPage>,
 ) -> Result {
-    let Some((pagemap, mapped)) = open(target) else {
+    if *left == 0 || Instant::now() >= until {
+        return Result::UpTo(target.from);
+    }
+    let Some((pagemap, ranges)) = open(target, only_verify) else {
         return Result::Gone;
-    };
-    let ranges = if only_verify {
-        target.verify.clone()
-    } else {
-        mapped
     };
     for range in ranges {
         let mut at = range.start.max(target.from);
@@ -207,18 +205,27 @@ fn report(piece: &[u8], start: u64, range: Range, seen: &mut Vec<SeenPage>) {
     }
 }
 
-/// The pagemap of a process, and what it has mapped and can access: reserved addresses have no pages.
+/// The pagemap of a process, and what to read of it: what it has mapped and can access, for reserved addresses have no
+/// pages.
 ///
 /// The start time is asked for last. An open pagemap belongs to an address space and not to a pid, so if the process
 /// is still the same, the file is the right one.
-fn open(target: &Target) -> Option<(File, Vec<Range>)> {
-    let process = Process::new(i32::try_from(target.pid).ok()?).ok()?;
+fn open(target: &Target, only_verify: bool) -> Option<(File, Vec<Range>)> {
     let pagemap = File::open(format!("/proc/{}/pagemap", target.pid)).ok()?;
-    let maps = process.maps().ok()?;
+    let ranges = if only_verify {
+        target.verify.clone()
+    } else {
+        accessible(target.pid)?
+    };
     let stat = Process::new(i32::try_from(target.pid).ok()?).ok()?.stat().ok()?;
     if stat.starttime != target.start_ns / nanoseconds_per_tick() {
         return None;
     }
+    Some((pagemap, ranges))
+}
+
+fn accessible(pid: u32) -> Option<Vec<Range>> {
+    let maps = Process::new(i32::try_from(pid).ok()?).ok()?.maps().ok()?;
     let accessible = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::EXECUTE;
     let mapped = maps
         .into_iter()
@@ -227,7 +234,7 @@ fn open(target: &Target) -> Option<(File, Vec<Range>)> {
             start: map.address.0,
             end: map.address.1,
         });
-    Some((pagemap, mapped.collect()))
+    Some(mapped.collect())
 }
 
 #[cfg(test)]
@@ -318,6 +325,16 @@ mod tests {
             panic!("{:?}", second.results);
         };
         assert!(further >= address + 16 * PAGE);
+    }
+
+    #[test]
+    fn whose_turn_does_not_come_any_more_is_left_for_the_next() {
+        let done = read(Job {
+            until: Instant::now(),
+            ..job(ourselves(), u64::MAX)
+        });
+        assert_eq!(done.results[0].1, Result::UpTo(0));
+        assert_eq!((done.counts.unfinished, done.counts.bytes), (1, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The probes as the ledger sees them.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::Result;
@@ -39,6 +40,27 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Of every row only the first word is read, until it is known to be wanted.
+    fn for_each_with(&self, wanted: impl Fn(u64) -> bool, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        let mut end = self.high_water.get();
+        for slot in 0..self.capacity() {
+            if slot >= end.saturating_add(self.longest_hole) {
+                break;
+            }
+            let birth = self.probes.rows().birth(slot);
+            if birth == 0 {
+                continue;
+            }
+            end = end.max(slot + 1);
+            if wanted(birth) {
+                visit(slot, &self.row(slot));
+            }
+        }
+        self.high_water.set(end);
+    }
+}
+
 impl VmaTable for Kernel {
     fn capacity(&self) -> u32 {
         self.probes.rows().capacity()
@@ -49,18 +71,11 @@ impl VmaTable for Kernel {
     }
 
     fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
-        let mut end = self.high_water.get();
-        for slot in 0..self.capacity() {
-            if slot >= end.saturating_add(self.longest_hole) {
-                break;
-            }
-            let row = self.row(slot);
-            if row.key.birth != 0 {
-                end = end.max(slot + 1);
-                visit(slot, &row);
-            }
-        }
-        self.high_water.set(end);
+        self.for_each_with(|_| true, visit);
+    }
+
+    fn for_each_of(&self, births: &HashSet<u64>, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        self.for_each_with(|birth| births.contains(&birth), visit);
     }
 
     fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {

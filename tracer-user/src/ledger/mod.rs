@@ -66,6 +66,10 @@ pub struct Ledger {
     /// Ended address spaces, oldest first.
     ended: VecDeque<u64>,
     rows: BTreeMap<u32, RowState>,
+    /// Address spaces that were cleared since their rows were looked at.
+    cleared: HashSet<u64>,
+    /// Number of the last look at all rows.
+    looks: u64,
     ends: [u64; EndReason::ALL.len()],
     folded: Counts,
     folded_spaces: u64,
@@ -87,6 +91,8 @@ impl Ledger {
             next_id: 1,
             ended: VecDeque::new(),
             rows: BTreeMap::new(),
+            cleared: HashSet::new(),
+            looks: 0,
             ends: [0; EndReason::ALL.len()],
             folded: Counts::default(),
             folded_spaces: 0,
@@ -123,6 +129,7 @@ impl Ledger {
             self.other_clears.push_back(*clear);
             return;
         }
+        self.cleared.insert(clear.birth);
         let space = self.space(clear.birth);
         if space.origin == Origin::Unknown {
             space.origin = Origin::of(clear.origin);
@@ -151,7 +158,33 @@ impl Ledger {
         }
     }
 
-    /// Looks at the table: takes in what was counted, settles, releases rows and memory. To be called after
+    /// Looks at the rows of those address spaces that were cleared since the last look: before the next clear, which
+    /// takes the marks of this one from the rows, and before eight clears have used every cell of a row. All other
+    /// rows can wait for [`Self::look`]: their counters only grow, and nothing else tells their epochs apart.
+    pub fn look_at_cleared(&mut self, table: &dyn VmaTable, now_ns: u64) {
+        let births = std::mem::take(&mut self.cleared);
+        if births.is_empty() {
+            return;
+        }
+        for &birth in &births {
+            if let Some(space) = self.known(birth) {
+                space.met_epoch = 0;
+            }
+        }
+        table.for_each_of(&births, &mut |slot, row| self.take_in(slot, row, table, now_ns));
+        let mut ends = Ends::new();
+        for birth in births {
+            let Some(space) = self.ids.get(&birth).and_then(|id| self.spaces.get_mut(id)) else {
+                continue;
+            };
+            if settle(space, now_ns, &mut ends) {
+                self.ended.push_back(space.id);
+            }
+        }
+        self.count_ends(&ends);
+    }
+
+    /// Looks at the whole table: takes in what was counted, settles, releases rows and memory. To be called after
     /// the records that are there have been applied, at least once a second and before every dump.
     /// Returns what went wrong when rows were released; they are tried again the next time.
     pub fn look<K: VmaTable + LiveAddressSpaces>(
@@ -163,7 +196,11 @@ impl Ledger {
         let mut ends = Ends::new();
         let mut errors = self.reconcile(kernel, now_ns, &mut ends);
         self.scan(kernel, now_ns);
-        self.settle(now_ns, &mut ends);
+        for space in self.spaces.values_mut() {
+            if settle(space, now_ns, &mut ends) {
+                self.ended.push_back(space.id);
+            }
+        }
         // After settling: an epoch must meet one scan before it can settle.
         self.note_gaps(now_ns);
         self.count_ends(&ends);
@@ -201,72 +238,73 @@ impl Ledger {
     }
 
     fn scan(&mut self, table: &dyn VmaTable, now_ns: u64) {
+        self.cleared.clear();
         for space in self.spaces.values_mut() {
             space.met_epoch = 0;
         }
-        let mut seen = HashSet::with_capacity(self.rows.len());
-        table.for_each_used(&mut |slot, row| {
-            seen.insert(slot);
-            self.take_in(slot, row, &table.row(slot), now_ns);
-        });
+        self.looks += 1;
+        table.for_each_used(&mut |slot, row| self.take_in(slot, row, table, now_ns));
         // Only `recycle` empties a row, and it forgets the row's state at the same time.
-        let before = self.rows.len();
-        self.rows.retain(|slot, _| seen.contains(slot));
+        let (before, looks) = (self.rows.len(), self.looks);
+        self.rows.retain(|_, state| state.look == looks);
         self.loss.inconsistent += (before - self.rows.len()) as u64;
     }
 
-    fn take_in(&mut self, slot: u32, row: &VmaRow, again: &VmaRow, now_ns: u64) {
+    fn take_in(&mut self, slot: u32, row: &VmaRow, table: &dyn VmaTable, now_ns: u64) {
+        let birth = row.key.birth;
+        let state = self
+            .rows
+            .entry(slot)
+            .or_insert_with(|| RowState::new(birth, now_ns));
+        if state.birth != birth || state.went_back(row) {
+            self.loss.inconsistent += 1;
+            *state = RowState::new(birth, now_ns);
+        }
+        state.look = self.looks;
+        let Some(space) = self.ids.get(&birth).and_then(|id| self.spaces.get_mut(id)) else {
+            state.pending = state.not_taken(row);
+            return;
+        };
+        if !state.has_new(row) {
+            state.meet(row, space);
+            return;
+        }
+        let everything = match space.phase {
+            Phase::Live => false,
+            Phase::Ending { since_ns, .. } => now_ns >= since_ns + EXIT_GRACE_NS,
+            Phase::Ended { .. } => true,
+        };
+        let again = table.row(slot);
         let view = RowView {
             counted: row,
-            numbered: again,
+            numbered: &again,
         };
-        let birth = row.key.birth;
-        let mut state = match self.rows.remove(&slot) {
-            Some(state) if state.birth == birth && !state.went_back(row) => state,
-            other => {
-                self.loss.inconsistent += u64::from(other.is_some());
-                RowState::new(birth, now_ns)
-            }
-        };
-        if let Some(space) = self.known(birth) {
-            let everything = match space.phase {
-                Phase::Live => false,
-                Phase::Ending { since_ns, .. } => now_ns >= since_ns + EXIT_GRACE_NS,
-                Phase::Ended { .. } => true,
-            };
-            space.met_epoch = space.met_epoch.max(rows::newest_meeting(again));
-            if row.armed_epoch != 0 {
-                rows::note_armed(row, space);
-            }
-            state.absorb(&view, space, everything);
-        } else {
-            state.pending = state.not_taken(row);
-        }
-        self.rows.insert(slot, state);
+        state.meet(&again, space);
+        state.absorb(&view, space, everything);
     }
+}
 
-    fn settle(&mut self, now_ns: u64, ends: &mut Ends) {
-        for space in self.spaces.values_mut() {
-            let newest = space.newest();
-            space.looked_at = newest;
-            if space.met_epoch <= newest
-                && space.phase == Phase::Live
-                && let Some(epoch) = space.epoch_mut(newest)
-            {
-                epoch.vmas_complete = true;
-            }
-            let over = match space.phase {
-                Phase::Ending { at_ns, since_ns } if now_ns >= since_ns + EXIT_GRACE_NS => {
-                    space.phase = Phase::Ended { at_ns };
-                    self.ended.push_back(space.id);
-                    true
-                }
-                Phase::Ended { .. } => true,
-                Phase::Live | Phase::Ending { .. } => false,
-            };
-            space.settle(over, now_ns, ends);
-        }
+/// Settles what can be settled after a look at the rows of an address space. Returns whether the address space has
+/// just ended for good.
+fn settle(space: &mut Space, now_ns: u64, ends: &mut Ends) -> bool {
+    let newest = space.newest();
+    space.looked_at = newest;
+    if space.met_epoch <= newest
+        && space.phase == Phase::Live
+        && let Some(epoch) = space.epoch_mut(newest)
+    {
+        epoch.vmas_complete = true;
     }
+    let (over, ended) = match space.phase {
+        Phase::Ending { at_ns, since_ns } if now_ns >= since_ns + EXIT_GRACE_NS => {
+            space.phase = Phase::Ended { at_ns };
+            (true, true)
+        }
+        Phase::Ended { .. } => (true, false),
+        Phase::Live | Phase::Ending { .. } => (false, false),
+    };
+    space.settle(over, now_ns, ends);
+    ended
 }
 
 /// Notes whose address space it is.

@@ -1,7 +1,5 @@
 //! Giving rows back to the programs and memory back to the system.
 
-use tracer_common::table::VmaRow;
-
 use super::rows::{RowView, newest_meeting};
 use super::space::{Phase, Space};
 use super::{Ledger, VmaTable};
@@ -13,10 +11,10 @@ const QUARANTINE_NS: u64 = 10_000_000_000;
 /// The same for an address space that is gone: nobody can fault in it any more.
 const ENDED_QUARANTINE_NS: u64 = 1_000_000_000;
 
-/// Whether neither of the last two clears nor anything since met this row.
-fn is_stale(row: &VmaRow, space: &Space) -> bool {
+/// Whether neither of the last two clears nor anything since met this row: `met_epoch` is the newest epoch that did.
+fn is_stale(met_epoch: u32, space: &Space) -> bool {
     match space.phase {
-        Phase::Live => newest_meeting(row) + 2 <= space.newest(),
+        Phase::Live => met_epoch + 2 <= space.newest(),
         Phase::Ending { .. } => false,
         Phase::Ended { .. } => true,
     }
@@ -40,10 +38,17 @@ impl Ledger {
             };
             match state.retired_at {
                 None => {
-                    let row = table.row(slot);
                     // A row that was made a moment ago has no epochs yet.
                     let settled_in = now_ns >= state.first_met + ENDED_QUARANTINE_NS;
-                    if is_stale(&row, space) && settled_in && state.pending == super::Counts::default() {
+                    if !is_stale(state.met_epoch, space)
+                        || !settled_in
+                        || state.pending != super::Counts::default()
+                    {
+                        continue;
+                    }
+                    // Something may have met it since the look.
+                    let row = table.row(slot);
+                    if is_stale(newest_meeting(&row), space) {
                         match table.retire(slot, &row.key) {
                             Ok(()) => state.retired_at = Some(now_ns),
                             Err(error) => errors.push(error.context(format!("row {slot} is not retired"))),

@@ -33,6 +33,12 @@ pub(super) struct RowState {
     pub(super) retired_at: Option<u64>,
     /// When the row was first met, to notice rows whose record was lost.
     pub(super) first_met: u64,
+    /// Number of the last look at all rows that met it, or at those of its address space after it.
+    pub(super) look: u64,
+    /// Newest epoch in which anything met the row, as of the last look.
+    pub(super) met_epoch: u32,
+    /// The clear that was noted, and where the VMA ended then.
+    armed: (u32, u64),
 }
 
 /// A consistent enough view of a row that is being written: counters from before, epoch numbers from after.
@@ -78,6 +84,9 @@ impl RowState {
             birth,
             retired_at: None,
             first_met: now_ns,
+            look: 0,
+            met_epoch: 0,
+            armed: (0, 0),
         }
     }
 
@@ -88,6 +97,30 @@ impl RowState {
             || less(&self.taken.huge_faults, &row.huge_faults)
             || less(&self.taken.outcomes, &row.outcomes)
             || row.mprotects < self.taken.mprotects
+    }
+
+    /// Whether the row has counted anything that was not taken. Most rows have not since the last look.
+    pub(super) fn has_new(&self, row: &VmaRow) -> bool {
+        let taken = &self.taken;
+        row.faults != taken.faults
+            || row.huge_faults != taken.huge_faults
+            || row.outcomes != taken.outcomes
+            || row.mprotects != taken.mprotects
+    }
+
+    /// Notes which epochs have met the row, and that the clear of an epoch that is not settled did.
+    pub(super) fn meet(&mut self, row: &VmaRow, space: &mut Space) {
+        self.met_epoch = newest_meeting(row);
+        space.met_epoch = space.met_epoch.max(self.met_epoch);
+        let armed = (row.armed_epoch, row.end);
+        if row.armed_epoch != 0
+            && self.armed != armed
+            && let Some(epoch) = space.epoch_mut(row.armed_epoch)
+            && !epoch.settled
+        {
+            epoch.entry(row).armed_at_clear = true;
+            self.armed = armed;
+        }
     }
 
     /// Gives what is new in the row to the address space's epochs. With `everything`, what no epoch can be
@@ -182,15 +215,6 @@ impl RowState {
         counts.add_outcomes(&outcomes);
         counts.add_mprotects(row.mprotects - self.taken.mprotects);
         counts
-    }
-}
-
-/// Notes that the clear of an epoch that is not settled met this row.
-pub(super) fn note_armed(row: &VmaRow, space: &mut Space) {
-    if let Some(epoch) = space.epoch_mut(row.armed_epoch)
-        && !epoch.settled
-    {
-        epoch.entry(row).armed_at_clear = true;
     }
 }
 

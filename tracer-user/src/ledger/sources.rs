@@ -1,5 +1,7 @@
 //! Where the ledger's facts come from: small traits, so that everything in the ledger is pure.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 use tracer_common::table::{VmaKey, VmaRow};
 
@@ -13,6 +15,15 @@ pub trait VmaTable {
 
     /// Calls `visit` with a copy of every row that has a key.
     fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow));
+
+    /// The same for the rows of these address spaces only.
+    fn for_each_of(&self, births: &HashSet<u64>, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        self.for_each_used(&mut |slot, row| {
+            if births.contains(&row.key.birth) {
+                visit(slot, row);
+            }
+        });
+    }
 
     /// Takes the row's key out of the index: the programs do not find the row any more, but one that found
     /// it a moment ago may still count in it.

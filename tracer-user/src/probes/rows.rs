@@ -59,11 +59,20 @@ impl Rows {
         self.table.read(number as usize)
     }
 
+    /// The birth of the address space that a row belongs to; 0 if it is free.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn birth(&self, number: u32) -> u64 {
+        // The first word of the key, and the last thing that a program writes into a new row.
+        self.table.read_word(number as usize, 0)
+    }
+
     /// Every row in use.
     pub fn used(&self) -> impl Iterator<Item = (u32, VmaRow)> {
-        // The birth is the first word of the key, and the last thing that a program writes into a new row.
         (0..self.capacity)
-            .filter(|&number| self.table.read_word(number as usize, 0) != 0)
+            .filter(|&number| self.birth(number) != 0)
             .map(|number| (number, self.row(number)))
     }
 
