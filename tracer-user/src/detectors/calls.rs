@@ -7,8 +7,9 @@ use tracer_common::audit::{RangeCause, RangeRecord};
 use super::Detectors;
 use super::cause::Dropped;
 use super::hazards;
+use super::holes::{self, FileHole};
 use super::ranges::Range;
-use super::worked::{self, DROPPING, FileHole, Remap, Work};
+use super::worked::{self, DROPPING, Remap, Work};
 
 impl Detectors {
     /// Takes in what worked on a range.
@@ -37,6 +38,7 @@ impl Detectors {
         match cause {
             RangeCause::Remap => {
                 let remap = Remap::of(record);
+                epoch.note_move(&remap);
                 new = hazards::remap(epoch, &remap, at_ns);
                 if remap.keeps_source {
                     epoch.drop_by(Work::DontunmapSource, remap.source);
@@ -82,7 +84,7 @@ impl Detectors {
             let ranges = epoch
                 .at_clear
                 .as_ref()
-                .map_or_else(Vec::new, |at_clear| worked::holes_at(at_clear, &hole));
+                .map_or_else(Vec::new, |at_clear| holes::holes_at(at_clear, &hole));
             for range in ranges {
                 epoch.drop_range(Dropped::FileHole, range);
             }

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use tracer_common::audit::{PagesRecord, Reader, VmaRecord};
+use tracer_common::audit::{MOVED_RANGES, PagesRecord, Reader, VmaRecord};
+use tracer_common::classify::VmaKind;
+use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_SHARED, is_armed};
 use tracer_common::pages::PageCause;
 use tracer_common::records::{Blind, ClearRecord};
 
 use super::cause::{Cause, Dropped, Evidence};
 use super::findings::{Budget, Counted, Findings, PAGE, PageFinding, Rank, Sight};
-use super::hazards::born_writable;
+use super::hazards::{MERGED, born_writable};
+use super::holes::{FileHole, Holes};
 use super::ranges::{Range, RangeSet};
 use super::verdict::{Unknown, Verdict};
-use super::worked::{AtClear, FileHole, Work, Worked, hole_in};
+use super::worked::{AtClear, Remap, Work, Worked};
 use super::{GRACE_NS, exposed, lost};
 
 /// Ranges that are remembered of what was dropped, for each reason.
 const DROPPED_RANGES: usize = 256;
-/// Holes in files that are remembered in one epoch.
-const HOLES: usize = 64;
 
 /// What opened an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(super) struct Epoch {
     pub(super) dropped_counted: [u64; Dropped::ALL.len()],
     pub(super) at_clear: Option<AtClear>,
     pub(super) worked: Worked,
-    holes: Vec<FileHole>,
+    holes: Holes,
     pub(super) findings: Findings,
     /// What was dropped, by [`Dropped`].
     pub(super) dropped: [RangeSet; Dropped::ALL.len()],
@@ -66,6 +67,10 @@ pub(super) struct Epoch {
     pub(super) moved_fresh: RangeSet,
     /// Ranges that pages were moved to over others; whoever looks at the pages takes them out.
     pub(super) to_verify: RangeSet,
+    /// What the programs remember of moves, see [`Self::note_move`].
+    moves: Vec<Range>,
+    /// Ranges that somebody has looked at since pages were moved there.
+    pub(super) seen: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
     pub(super) blind: [u64; Blind::ALL.len()],
     /// VMAs and pages that the clear at its end tested.
@@ -91,13 +96,15 @@ impl Epoch {
             dropped_counted: [0; Dropped::ALL.len()],
             at_clear: None,
             worked: Worked::default(),
-            holes: Vec::new(),
+            holes: Holes::default(),
             findings: Findings::default(),
             dropped: Default::default(),
             dropped_pages: [0; Dropped::ALL.len()],
             fresh: RangeSet::default(),
             moved_fresh: RangeSet::default(),
             to_verify: RangeSet::default(),
+            moves: Vec::new(),
+            seen: RangeSet::default(),
             unknown,
             blind,
             audited: None,
@@ -150,8 +157,9 @@ impl Epoch {
             end: record.vma.end,
         };
         let shared = record.vma.key.flags & VM_SHARED != 0;
+        let kind = u8::try_from(record.vma.kind).ok().and_then(VmaKind::from_raw);
         let merged = merged || self.fresh.overlaps(vma_range);
-        let holes: Vec<Range> = self.holes.iter().map(|hole| hole_in(&record.vma, hole)).collect();
+        let holes = self.holes.within(&record.vma);
         // A clear forgets the marks of a page table just before it walks it; a migration that has begun by then ends
         // behind it. What the other exposed pages of the same page table tell is as good.
         let of_neighbours = record
@@ -184,11 +192,13 @@ impl Epoch {
             }
             if record.moved.contains(page) {
                 // Looked at now.
-                self.to_verify.remove(range);
+                self.has_seen(range);
                 // Nothing was moved here, though the range was: the place was untouched, and perhaps read since.
                 if record.none.contains(page) || (!shared && record.zero.contains(page)) {
-                    let cause = self.untouched(range);
-                    self.findings.hazard(cause, range, sight(record));
+                    if !self.hiding(range, kind).is_empty() {
+                        let cause = self.untouched(range);
+                        self.findings.hazard(cause, range, sight(record));
+                    }
                 } else if self.moved_fresh.overlaps(range) {
                     put(Rank::Observed, Cause::VmaMerge);
                 } else if self.worked.on(Work::UserfaultMovedHere, range) {
@@ -238,14 +248,59 @@ impl Epoch {
         counted
     }
 
-    /// Why a place that was moved here untouched reads as clean: a mapping made after the clear carried
-    /// `VM_SOFTDIRTY`, and lost it when it became a part of an armed one.
-    fn untouched(&self, range: Range) -> Cause {
-        if self.moved_fresh.overlaps(range) {
+    /// Why a place that was moved here untouched reads as clean. `UFFDIO_MOVE` marks what it moves, but not the zero
+    /// page; a mapping made after the clear carried `VM_SOFTDIRTY`, and lost it when it became a part of an armed one.
+    pub(super) fn untouched(&self, range: Range) -> Cause {
+        if self.worked.on(Work::UserfaultMovedHere, range) {
+            Cause::UserfaultfdMove
+        } else if self.moved_fresh.overlaps(range) {
             Cause::VmaMerge
         } else {
             Cause::MremapGrow
         }
+    }
+
+    /// The parts of a new range in which content can hide: what reads as clean though the tracker has never seen it
+    /// in this shape. Private anonymous memory that nothing was mapped at before reads as zeros, and what is written
+    /// there gets its bit by the fault that makes the page: nothing is hidden. Other memory has content from the
+    /// start; and where something else was mapped at the clear, that content is gone without a word.
+    pub(super) fn hiding(&self, range: Range, kind: Option<VmaKind>) -> Vec<Range> {
+        match (&self.at_clear, kind) {
+            (Some(at_clear), Some(VmaKind::PrivateAnon)) => at_clear.mapped(range).iter().collect(),
+            _ => vec![range],
+        }
+    }
+
+    /// Wants somebody to look at the pages of a range, unless that has happened since pages were moved there.
+    pub(super) fn look_at(&mut self, range: Range) {
+        if self.seen.is_coarse() {
+            self.to_verify.insert_bounded(range, MERGED);
+            return;
+        }
+        for part in self.seen.missing(range) {
+            self.to_verify.insert_bounded(part, MERGED);
+        }
+    }
+
+    /// The programs compare page tables with the places that pages were moved to, and remember so many of them for each
+    /// address space. After a move nothing that was moved before lies in its source any more.
+    pub(super) fn note_move(&mut self, remap: &Remap) {
+        if remap.moved_here.is_empty() {
+            return;
+        }
+        let gone = |range: &Range| remap.source.and(*range) == *range;
+        self.moves.retain(|range| !gone(range));
+        if self.moves.len() < MOVED_RANGES {
+            self.moves.push(remap.moved_here);
+        } else {
+            self.note_unknown(Unknown::Lost(Stage::MovedFull), 1);
+        }
+    }
+
+    /// Somebody has looked at these pages.
+    pub(super) fn has_seen(&mut self, range: Range) {
+        self.to_verify.remove(range);
+        self.seen.insert_bounded(range, MERGED);
     }
 
     /// Notes dropped content; a page counts once per epoch, under the first reason.
@@ -262,13 +317,15 @@ impl Epoch {
 
     /// Remembers a hole in a file, for pages that are found missing later.
     pub(super) fn note_hole(&mut self, hole: FileHole) {
-        if self.holes.contains(&hole) {
+        // Most holes are made in files that this address space has never mapped. One that is mapped later is not armed,
+        // unless it becomes a part of a VMA of the same file.
+        if let Some(at_clear) = &self.at_clear
+            && at_clear.of_file(&hole).next().is_none()
+        {
             return;
         }
-        if self.holes.len() < HOLES {
-            self.holes.push(hole);
-        } else {
-            // What the hole took away would be called a missed write.
+        if !self.holes.note(hole) {
+            // What the hole took away would be called a missed write, or the other way round.
             self.note_unknown(Unknown::FindingsFull, 1);
         }
     }
@@ -323,10 +380,11 @@ impl Epoch {
         self.findings.forget_pages(budget);
         self.at_clear = None;
         self.worked = Worked::default();
-        self.holes = Vec::new();
+        self.holes = Holes::default();
         self.dropped = Default::default();
         self.fresh = RangeSet::default();
         self.moved_fresh = RangeSet::default();
+        self.seen = RangeSet::default();
     }
 
     /// Keeps the counts of a finished epoch and gives its ranges up.

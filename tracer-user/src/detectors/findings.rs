@@ -83,6 +83,8 @@ pub(super) struct Sight<'a> {
 pub(super) struct SeenVma {
     pub(super) facts: VmaFacts,
     pub(super) path: Option<String>,
+    /// It was looked for among the mappings already.
+    pub(super) asked: bool,
 }
 
 /// Everything of one cause and one kind of evidence in one epoch.
@@ -126,11 +128,13 @@ impl Incident {
             .iter_mut()
             .find(|seen| seen.facts.key.start == facts.key.start)
         {
+            seen.asked &= seen.facts.inode == facts.inode;
             seen.facts = *facts;
         } else if self.vmas.len() < VMAS {
             self.vmas.push(SeenVma {
                 facts: *facts,
                 path: None,
+                asked: false,
             });
         } else {
             self.more_vmas = true;

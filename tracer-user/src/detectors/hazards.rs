@@ -77,20 +77,23 @@ pub(super) fn vma(epoch: &mut Epoch, record: &VmaRecord, merged: &mut RangeSet) 
 }
 
 /// VMAs that are remembered to have swallowed a fresh range, for each address space.
-const MERGED: usize = 256;
+pub(super) const MERGED: usize = 256;
 
 /// A part of an armed VMA that was not in it at the clear. mremap puts pages where others were, and marks the ones
 /// that it moves one by one; what nobody moved there was mapped after the clear, carried `VM_SOFTDIRTY`, and has
-/// lost it.
+/// lost it. Of a mapping made after the clear and then moved here, the pages that it had are marked, and the others
+/// have lost their bit with `VM_SOFTDIRTY`: a look at them tells which.
 fn new_range(epoch: &mut Epoch, part: Range, kind: Option<VmaKind>, sight: Sight<'_>) -> New {
     let mut new = New::new();
-    let moved: Vec<Range> = epoch
-        .worked
-        .ranges(Work::MovedHere)
-        .within(part)
-        .into_iter()
-        .flat_map(|range| epoch.moved_fresh.missing(range))
+    let moved = epoch.worked.ranges(Work::MovedHere).within(part);
+    let fresh: Vec<Range> = moved
+        .iter()
+        .flat_map(|range| epoch.moved_fresh.within(*range))
+        .flat_map(|range| epoch.hiding(range, kind))
         .collect();
+    for range in fresh {
+        epoch.look_at(range);
+    }
     let grown = epoch.worked.ranges(Work::Grown).within(part);
     let mut left = RangeSet::default();
     left.insert(part);
@@ -108,10 +111,7 @@ fn new_range(epoch: &mut Epoch, part: Range, kind: Option<VmaKind>, sight: Sight
     new
 }
 
-/// What reads as clean in a range that the tracker has never seen in this shape. Private anonymous memory that
-/// nothing was mapped at before reads as zeros, and what is written there gets its bit by the fault that makes the
-/// page: nothing is hidden. Other memory has content from the start; and where something else was mapped at the
-/// clear, that content is gone without a word.
+/// A range in which content can hide is a hazard.
 fn hidden(
     epoch: &mut Epoch,
     cause: Cause,
@@ -119,12 +119,8 @@ fn hidden(
     kind: Option<VmaKind>,
     sight: Sight<'_>,
 ) -> Option<Cause> {
-    let hidden: Vec<Range> = match (&epoch.at_clear, kind) {
-        (Some(at_clear), Some(VmaKind::PrivateAnon)) => at_clear.mapped(range).iter().collect(),
-        _ => vec![range],
-    };
     let mut first = false;
-    for part in hidden {
+    for part in epoch.hiding(range, kind) {
         first |= epoch.findings.hazard(cause, part, sight);
     }
     first.then_some(cause)
@@ -153,14 +149,16 @@ pub(super) fn remap(epoch: &mut Epoch, remap: &Remap, at_ns: u64) -> New {
         && !epoch.worked.on(Work::Protect, remap.source);
     if reserved || !at_clear.intact.overlaps(remap.source) {
         epoch.moved_fresh.insert_bounded(remap.moved_here, MERGED);
+        epoch.seen.remove(remap.moved_here);
         return New::new();
     }
     epoch.moved_fresh.remove(remap.moved_here);
+    epoch.seen.remove(remap.moved_here);
     let kind = at_clear.kind_at(remap.source.start);
     let replaced = at_clear.mapped(remap.moved_here);
     let grown = hidden(epoch, Cause::MremapGrow, remap.grown, kind, sight);
     for range in replaced.iter() {
-        epoch.to_verify.insert_bounded(range, MERGED);
+        epoch.look_at(range);
     }
     grown.into_iter().collect()
 }
@@ -231,20 +229,17 @@ pub(super) fn verified(epoch: &mut Epoch, page: u64, present: bool, soft_dirty: 
     if !epoch.to_verify.contains(page) {
         return New::new();
     }
-    epoch.to_verify.remove(range);
+    epoch.has_seen(range);
     let sight = Sight {
         vma: None,
         reader: Some(Reader::Own),
         at_ns,
     };
-    // UFFDIO_MOVE marks what it moves, but not the zero page. What mremap moved with a whole page table is reported by
-    // the audit, and what is not there was never moved.
-    let cause = match (soft_dirty, epoch.worked.on(Work::UserfaultMovedHere, range)) {
-        (true, _) => return New::new(),
-        (false, true) => Cause::UserfaultfdMove,
-        (false, false) if present => return New::new(),
-        (false, false) => Cause::MremapGrow,
-    };
+    // What mremap moved with a whole page table is reported by the audit, and what is not there was never moved.
+    let cause = epoch.untouched(range);
+    if soft_dirty || (present && cause != Cause::UserfaultfdMove) {
+        return New::new();
+    }
     if epoch.findings.hazard(cause, range, sight) {
         vec![cause]
     } else {
@@ -258,8 +253,9 @@ pub(super) fn userfault_move(epoch: &mut Epoch, range: Range) {
         Some(at_clear) => at_clear.mapped(range),
         None => return,
     };
+    epoch.seen.remove(range);
     for part in mapped.iter() {
-        epoch.to_verify.insert_bounded(part, MERGED);
+        epoch.look_at(part);
     }
 }
 

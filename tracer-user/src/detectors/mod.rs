@@ -2,7 +2,7 @@
 //!
 //! Records, the ledger and /proc come in through arguments and traits; everything here is pure. A module each:
 //! [`cause`] the closed lists, [`exposed`] class A, [`lost`] class B, [`hazards`] classes C and D and the state of
-//! whole VMAs, [`worked`] which mechanism worked where, [`findings`] each page once under its strongest evidence,
+//! whole VMAs, [`worked`] and [`holes`] which mechanism worked where, [`findings`] each page once under its strongest evidence,
 //! [`losses`] what was not seen, [`verdict`] the answer, [`incident`] what is told about it.
 //!
 //! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
@@ -15,6 +15,7 @@ mod epoch;
 mod exposed;
 mod findings;
 mod hazards;
+mod holes;
 mod incident;
 mod losses;
 mod lost;
@@ -200,6 +201,9 @@ impl Detectors {
                 let mut merged = std::mem::take(&mut space.merged);
                 if let Some(epoch) = space.epoch(vma.epoch) {
                     let new = hazards::vma(epoch, vma, &mut merged);
+                    if epoch.is_open() && !epoch.to_verify.is_empty() {
+                        self.moved.insert(birth);
+                    }
                     self.totals.hazards(&new);
                     self.touched.insert((birth, vma.epoch));
                 } else {

@@ -297,7 +297,7 @@ fn name_files(epoch: &mut Epoch, birth: u64, ledger: &dyn LedgerView, mappings: 
         found
             .vmas
             .iter()
-            .any(|vma| vma.path.is_none() && vma.facts.inode != 0)
+            .any(|vma| vma.path.is_none() && vma.facts.inode != 0 && !vma.asked)
     };
     if !epoch.findings.incidents.values().any(unnamed) {
         return;
@@ -315,6 +315,8 @@ fn name_files(epoch: &mut Epoch, birth: u64, ledger: &dyn LedgerView, mappings: 
         .values_mut()
         .flat_map(|found| &mut found.vmas)
     {
+        // Reading them costs much, and what is gone from there does not come back.
+        vma.asked = true;
         // Something else may be mapped there by now.
         vma.path = now
             .iter()

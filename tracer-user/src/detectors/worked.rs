@@ -8,6 +8,7 @@ use tracer_common::flags::{VM_SHARED, is_armed};
 use tracer_common::table::VmaKey;
 
 use super::cause::Dropped;
+use super::holes::FileHole;
 use super::ranges::{Range, RangeSet};
 
 /// Ranges that are remembered for each mechanism in one epoch; beyond that they are joined.
@@ -52,32 +53,6 @@ pub(super) enum Work {
 }
 
 const WORKS: usize = Work::Protect as usize + 1;
-
-/// A hole in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileHole {
-    pub(super) inode: u64,
-    pub(super) device: u64,
-    /// In the file.
-    pub(super) range: Range,
-}
-
-impl FileHole {
-    pub(super) fn of(record: &RangeRecord) -> Self {
-        Self {
-            inode: record.from,
-            device: record.from_length,
-            // `unmap_mapping_range` takes a length of 0 for everything behind.
-            range: match record.length {
-                0 => Range {
-                    start: record.start,
-                    end: u64::MAX,
-                },
-                length => Range::of(record.start, length),
-            },
-        }
-    }
-}
 
 /// What worked where in one epoch of one address space.
 #[derive(Clone, Debug, Default)]
@@ -225,7 +200,7 @@ impl VmaAtClear {
         }
     }
 
-    fn facts(&self) -> VmaFacts {
+    pub(super) fn facts(&self) -> VmaFacts {
         VmaFacts {
             key: self.key,
             end: self.end,
@@ -315,7 +290,8 @@ impl AtClear {
         shared.map(|vma| vma.range().len()).sum()
     }
 
-    fn of_file(&self, hole: &FileHole) -> impl Iterator<Item = &VmaAtClear> {
+    /// The VMAs that map the file.
+    pub(super) fn of_file(&self, hole: &FileHole) -> impl Iterator<Item = &VmaAtClear> {
         self.vmas.iter().filter(move |vma| {
             vma.inode != 0 && vma.inode == hole.inode && u64::from(vma.device) == hole.device
         })
@@ -339,34 +315,11 @@ fn aliased_bytes_of_file(mut vmas: Vec<&VmaAtClear>) -> u64 {
     bytes
 }
 
-/// Where a hole lies in the VMAs that the clear met.
-pub(super) fn holes_at(at_clear: &AtClear, hole: &FileHole) -> Vec<Range> {
-    let holes = at_clear.of_file(hole).map(|vma| hole_in(&vma.facts(), hole));
-    holes.filter(|range| !range.is_empty()).collect()
-}
-
 /// Whether the record tells of this kind of work.
 pub(super) fn is_by(record: &RangeRecord, work: Work) -> bool {
     let mut alone = Worked::default();
     alone.take_in(record);
     !alone.ranges(work).is_empty()
-}
-
-/// Where the hole lies in a VMA that maps the file; empty if it does not.
-pub(super) fn hole_in(vma: &VmaFacts, hole: &FileHole) -> Range {
-    if vma.inode == 0 || vma.inode != hole.inode || u64::from(vma.device) != hole.device {
-        return Range::default();
-    }
-    let offset = vma.offset.saturating_mul(4096);
-    let mapped = Range {
-        start: offset,
-        end: offset.saturating_add(vma.end.saturating_sub(vma.key.start)),
-    };
-    let common = mapped.and(hole.range);
-    if common.is_empty() {
-        return Range::default();
-    }
-    Range::of(vma.key.start + (common.start - offset), common.len())
 }
 
 /// Why content was dropped by what the target asked for, if it was.
@@ -421,32 +374,5 @@ mod tests {
         let shrunk = remap(old, Range::of(0x1000, 0x1000), 0);
         assert!(shrunk.grown.is_empty() && shrunk.moved_here.is_empty());
         assert!(remap(old, Range::of(0x9000, 0x2000), 7).keeps_source);
-    }
-
-    #[test]
-    fn a_hole_is_found_where_the_file_is_mapped() {
-        let vma = VmaFacts {
-            key: VmaKey {
-                start: 0x10_0000,
-                ..VmaKey::default()
-            },
-            end: 0x10_4000,
-            offset: 2,
-            inode: 7,
-            device: 5,
-            kind: 0,
-        };
-        let hole = |inode, start, length| FileHole {
-            inode,
-            device: 5,
-            range: Range::of(start, length),
-        };
-        assert_eq!(
-            hole_in(&vma, &hole(7, 0x3000, 0x1000)),
-            Range::of(0x10_1000, 0x1000)
-        );
-        assert_eq!(hole_in(&vma, &hole(7, 0, u64::MAX)), Range::of(0x10_0000, 0x4000));
-        assert!(hole_in(&vma, &hole(7, 0, 0x2000)).is_empty());
-        assert!(hole_in(&vma, &hole(8, 0, u64::MAX)).is_empty());
     }
 }

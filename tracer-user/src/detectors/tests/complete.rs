@@ -170,3 +170,27 @@ fn memory_is_given_back() {
     story.settle();
     assert!(story.detectors.spaces.is_empty());
 }
+
+#[test]
+fn more_moves_than_the_programs_remember_concern_their_address_space() {
+    let moved = |moves: &[(u64, u64)]| {
+        let mut story = Story::new();
+        story.clear(1, vec![private(0, 4)]);
+        for &(from, to) in moves {
+            story.range(RangeCause::Remap, pages(to, 4), |record| {
+                (record.from, record.from_length, record.detail) = (CHUNK + from * PAGE, 4 * PAGE, 3);
+            });
+        }
+        story
+            .of(1)
+            .reasons
+            .iter()
+            .any(|reason| reason.name == "moved_full")
+    };
+    // One mapping that goes from place to place, and eight that go once.
+    let chain: Vec<_> = (0..20).map(|at| (at * 8, at * 8 + 8)).collect();
+    assert!(!moved(&chain));
+    let once: Vec<_> = (0..9).map(|at| (at * 8, 400 + at * 8)).collect();
+    assert!(!moved(&once[..8]));
+    assert!(moved(&once));
+}

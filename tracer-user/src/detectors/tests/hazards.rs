@@ -259,11 +259,40 @@ fn a_fresh_mapping_that_was_moved_beside_an_armed_one() {
         "it carries VM_SOFTDIRTY still"
     );
     story.vma(private(0, 128), VMA_CHANGED);
+    // mremap has marked the pages that were there. What was never touched has lost its bit.
+    assert_eq!(story.detectors.to_verify(BIRTH), Some((1, vec![pages(64, 64)])));
+    let see = |story: &mut Story, page: u64, there: bool| {
+        story
+            .detectors
+            .seen_in_pagemap(BIRTH, 1, CHUNK + page * PAGE, there, there, 5);
+    };
+    for page in 64..96 {
+        see(&mut story, page, true);
+    }
+    assert_eq!(story.found(1), []);
+    for page in 96..128 {
+        see(&mut story, page, false);
+    }
+    assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 32)]);
+    // Nobody needs to look again when the VMA is told of once more.
+    story.vma(private(0, 128), VMA_CHANGED);
+    assert_eq!(story.detectors.to_verify(BIRTH), None);
+}
+
+#[test]
+fn a_fresh_mapping_without_pages_that_was_moved_beside_an_armed_one() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), shared(64, 64)]);
+    story.range(RangeCause::Remap, pages(64, 64), |record| {
+        (record.from, record.from_length, record.detail) = (CHUNK + 300 * PAGE, 64 * PAGE, 3);
+    });
+    story.vma(private(0, 128), VMA_CHANGED);
     story.pages(private(0, 128), |record| {
         record.moved = PageSet::range(64, 64);
         record.none = PageSet::range(64, 64);
     });
     assert_eq!(story.found(1), [("vma-merge".to_owned(), Evidence::Hazard, 64)]);
+    assert_eq!(story.of(1).verdict, Verdict::Suspect);
 }
 
 #[test]
