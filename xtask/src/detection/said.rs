@@ -107,6 +107,8 @@ pub struct Space {
 pub struct Process {
     /// Process id.
     pub pid: Option<u32>,
+    /// Name.
+    pub comm: String,
 }
 
 /// An epoch.

@@ -1,5 +1,6 @@
 //! The soak itself, inside the guest: stressors, oracle, tracker and sdtrace, and what became of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,15 +15,20 @@ use super::judge::disagreements;
 use super::stress::Stress;
 use super::summary::{Sdtrace, Summary};
 use super::tracker::Tracker;
+use super::verdicts::Examined;
+use crate::detection::said::Dump;
 use crate::oracle::{Oracle, Settings};
 use crate::suite::daemon::Daemon;
+use crate::suite::ledger::Ledger;
 
 /// The tracker's period.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How often sdtrace is scraped.
 const SCRAPE: Duration = Duration::from_secs(1);
 /// How often the ledger is held against the oracle and a line of news is printed.
-const LEDGER: Duration = Duration::from_secs(10);
+const LEDGER: Duration = Duration::from_secs(20);
+/// Longer than epochs wait to be finished after their end.
+const SETTLED: Duration = Duration::from_secs(3);
 /// Ticks of the processor times in /proc/PID/stat, in a second (`USER_HZ` of the kernel's x86).
 const TICKS: f64 = 100.0;
 
@@ -37,6 +43,14 @@ pub struct Plan {
     pub features: Features,
 }
 
+/// sdtrace's ledger, and what its detectors say.
+fn dump(daemon: &Daemon) -> Result<(Ledger, Dump)> {
+    let text = daemon.get("/debug/ledger")?;
+    let ledger = serde_json::from_str(&text).context("the ledger cannot be read")?;
+    let dump = serde_json::from_str(&text).context("the detectors' words cannot be read")?;
+    Ok((ledger, dump))
+}
+
 /// Runs it, leaves `soak.json` in `out`, prints a table, and returns whether all is as it must be.
 ///
 /// # Errors
@@ -45,7 +59,16 @@ pub fn run(plan: &Plan, out: &Path) -> Result<bool> {
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let log = out.join("sdtrace.log");
     let listen = SocketAddr::from(([127, 0, 0, 1], 9955));
-    let daemon = Daemon::start(listen, &["--attach", &plan.attach], &log.to_string_lossy())?;
+    let incidents = out.join("incidents.jsonl");
+    let incidents = incidents.to_string_lossy();
+    // Enough for all epochs between two looks at the ledger.
+    let bounds = ["--keep-epochs", "256", "--keep-ended", "1024"];
+    let arguments = [
+        &["--attach", &plan.attach, "--incident-log", &incidents][..],
+        &bounds,
+    ]
+    .concat();
+    let daemon = Daemon::start(listen, &arguments, &log.to_string_lossy())?;
     // Not before: compaction in a loop leaves little time to load and verify programs in.
     let _features = Set::new(plan.features)?;
     let mut summary = Summary {
@@ -81,9 +104,12 @@ fn soak(plan: &Plan, out: &Path, daemon: &Daemon, summary: &mut Summary) -> Resu
     let mut oracle = Oracle::start(std::env::current_exe()?, settings)?;
     let before = daemon.scrape()?;
     let counters = Counters::now()?;
+    // What loading and attaching took is no part of it.
+    let (cpu, threads_before) = processor_times(daemon)?;
     let mut stress = Stress::start(plan.time, plan.features, out)?;
     let mut tracker = Tracker::default();
     let mut told = Sdtrace::default();
+    let mut examined = Examined::default();
     let mut judged = 1;
     let start = Instant::now();
     let (mut scraped, mut looked) = (start, start);
@@ -100,10 +126,13 @@ fn soak(plan: &Plan, out: &Path, daemon: &Daemon, summary: &mut Summary) -> Resu
             looked = Instant::now();
             // sdtrace keeps 503 ready for a machine that gives it no processor; here it is asked what it knows.
             stress.freeze()?;
-            let ledger = daemon.ledger();
+            let ledger = dump(daemon);
             stress.thaw()?;
             match ledger {
-                Ok(ledger) => judged = told.hold_against(&ledger, oracle.pid(), &tracker.recent, judged),
+                Ok((ledger, dump)) => {
+                    judged = told.hold_against(&ledger, oracle.pid(), &tracker.recent, judged);
+                    examined.take_in(&dump);
+                }
                 Err(_) => summary.host.unanswered += 1,
             }
             eprintln!(
@@ -122,8 +151,15 @@ fn soak(plan: &Plan, out: &Path, daemon: &Daemon, summary: &mut Summary) -> Resu
     summary.seconds = start.elapsed().as_secs_f64();
     watch(daemon, summary, start)?;
     summary.host.counters.peak(&Counters::now()?.since(&counters));
-    // Nothing that is tracked does anything any more.
-    let (after, ledger) = (daemon.scrape()?, daemon.ledger()?);
+    summary.host.cpu_seconds -= cpu;
+    for (name, seconds) in threads_before {
+        *summary.host.thread_seconds.entry(name).or_default() -= seconds;
+    }
+    // Nothing that is tracked does anything any more, and what has ended is finished after half a second.
+    thread::sleep(SETTLED);
+    let after = daemon.scrape()?;
+    let (ledger, said) = dump(daemon)?;
+    examined.take_in(&said);
     told.hold_against(&ledger, oracle.pid(), &tracker.recent, judged);
     summary.failures.extend(disagreements(&ledger, &after));
     summary.sdtrace = Sdtrace {
@@ -131,6 +167,7 @@ fn soak(plan: &Plan, out: &Path, daemon: &Daemon, summary: &mut Summary) -> Resu
         oracle_changed_pages: told.oracle_changed_pages,
         oracle_faults: told.oracle_faults,
         oracle_differences: told.oracle_differences,
+        examined,
         ..Sdtrace::new(&before, &after, &ledger)
     };
     summary.tracker = tracker.tracked;
@@ -163,10 +200,35 @@ fn watch(daemon: &Daemon, summary: &mut Summary, start: Instant) -> Result<()> {
     };
     host.rss.push((start.elapsed().as_secs_f64(), kib("VmRSS:")?));
     host.rss_peak_kib = kib("VmHWM:")?;
+    let (cpu, threads) = processor_times(daemon)?;
+    host.cpu_seconds = cpu;
+    // A thread that has ended keeps what it was last seen with.
+    for (name, time) in threads {
+        let known = host.thread_seconds.entry(name).or_default();
+        *known = known.max(time);
+    }
+    Ok(())
+}
+
+/// Processor time of sdtrace in all, and by the names of its threads.
+fn processor_times(daemon: &Daemon) -> Result<(f64, BTreeMap<String, f64>)> {
     let path = format!("/proc/{}/stat", daemon.pid());
     let fields = fs::read_to_string(&path).with_context(|| path.clone())?;
-    host.cpu_seconds = processor_time(&fields).with_context(|| path)?;
-    Ok(())
+    let all = processor_time(&fields).with_context(|| path)?;
+    let mut threads = BTreeMap::<String, f64>::new();
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid()))
+        .into_iter()
+        .flatten();
+    for stat in tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok()) {
+        let name = stat
+            .split_once('(')
+            .and_then(|(_, rest)| rest.rsplit_once(')'))
+            .map(|(name, _)| name.to_owned());
+        if let (Some(name), Some(time)) = (name, processor_time(&stat)) {
+            *threads.entry(name).or_default() += time;
+        }
+    }
+    Ok((all, threads))
 }
 
 /// User and system time, from /proc/PID/stat.

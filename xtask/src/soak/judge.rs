@@ -9,6 +9,8 @@ use crate::suite::ledger::Ledger;
 
 /// Resident memory may grow by this much in the second half of a long soak: by then the ledger is as full as it gets.
 const GROWTH_KIB: u64 = 32 << 10;
+/// Name of the oracle's process.
+const ORACLE: &str = "soak ";
 /// From so many seconds on a soak is long.
 const LONG: f64 = 600.0;
 
@@ -101,6 +103,31 @@ impl Summary {
                     self.oracle.missed_pages
                 ),
             );
+            // The stressor asks for MADV_PAGEOUT of shared memory, which takes written pages out of the page table.
+            let incidents = sdtrace.examined.incidents(&["stress-ng-madvi"]);
+            check(
+                incidents.is_empty(),
+                format!(
+                    "incidents though nothing that causes them was on: {}",
+                    incidents.join("; ")
+                ),
+            );
+            check(
+                sdtrace.examined.unknown * 100 < sdtrace.examined.of_clears,
+                format!(
+                    "{} of {} epochs could not be checked: {:?}",
+                    sdtrace.examined.unknown, sdtrace.examined.of_clears, sdtrace.unknown
+                ),
+            );
+            // Its main thread answers the tracker between the reading and the clear.
+            let distrusted = sdtrace.examined.distrusted(ORACLE, &["hazard:read-clear-gap"]);
+            check(
+                distrusted.is_empty(),
+                format!(
+                    "the oracle is an ordinary process, and is not trusted: {}",
+                    distrusted.join("; ")
+                ),
+            );
             let skipped: u64 = sdtrace.missed_probe_runs.values().sum();
             let short = sdtrace.oracle_changed_pages.saturating_sub(sdtrace.oracle_faults);
             check(
@@ -138,6 +165,7 @@ mod tests {
     use crate::soak::features::Counters;
     use crate::soak::summary::{Host, Sdtrace};
     use crate::soak::tracker::{OracleSeen, Tracked};
+    use crate::soak::verdicts::Examined;
 
     fn one(name: &str, count: u64) -> BTreeMap<String, u64> {
         BTreeMap::from([(name.to_owned(), count)])
@@ -164,6 +192,16 @@ mod tests {
                 oracle_epochs_found: 8,
                 oracle_changed_pages: 40,
                 oracle_faults: 40,
+                examined: Examined {
+                    epochs: 100,
+                    of_clears: 90,
+                    reasons: BTreeMap::from([
+                        ("soak trusted".to_owned(), 7),
+                        ("soak suspect: hazard:read-clear-gap".to_owned(), 1),
+                        ("vm suspect: blind:writable_alias".to_owned(), 82),
+                    ]),
+                    ..Examined::default()
+                },
                 ..Sdtrace::default()
             },
             host: Host {
@@ -189,7 +227,25 @@ mod tests {
     #[test]
     fn every_way_to_fail_is_told() {
         type Change = fn(&mut Summary);
-        let ways: [(Change, &str); 9] = [
+        let ways: [(Change, &str); 12] = [
+            (
+                |soak| {
+                    let reasons = &mut soak.sdtrace.examined.reasons;
+                    reasons.insert("vm broken: missed:shared-zap".to_owned(), 1);
+                },
+                "incidents though nothing that causes them was on: 1 of vm broken",
+            ),
+            (
+                |soak| soak.sdtrace.examined.unknown = 1,
+                "1 of 90 epochs could not be checked",
+            ),
+            (
+                |soak| {
+                    let reasons = &mut soak.sdtrace.examined.reasons;
+                    reasons.insert("soak suspect: hazard:vma-merge".to_owned(), 2);
+                },
+                "is not trusted: 2 of soak suspect",
+            ),
             (
                 |soak| soak.tracker.clears += 1,
                 "the tracker cleared 101 times, sdtrace saw 100",

@@ -11,6 +11,7 @@ pub mod pagemap;
 pub mod stress;
 pub mod summary;
 pub mod tracker;
+pub mod verdicts;
 
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;

@@ -30,6 +30,9 @@ const STRESSORS: [&[&str]; 12] = [
     &["--clone", "1", "--clone-max", "16"],
     &["--fault", "1"],
 ];
+/// Otherwise several of them give memory advice at random, `MADV_PAGEOUT` of shared memory among it: that takes written pages
+/// out of the page table, and their bits with them, as reclaim does.
+const NO_ADVICE: &str = "--no-madvise";
 /// Private writable memory that one process may have: brk and malloc stop there instead of taking all there is.
 const MOST_DATA: u64 = 96 << 20;
 /// Debian's user nobody: it may not take pages offline or change the machine.
@@ -77,6 +80,7 @@ impl Stress {
             .args(["--temp-path", FOLDER, "--metrics-brief", "--oomable", "--timeout"])
             .arg(time.as_secs().to_string())
             .args(STRESSORS.iter().copied().flatten())
+            .args((features == Features::Off).then_some(NO_ADVICE))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::features::{Counters, Features};
 use super::tracker::{OracleEpoch, OracleSeen, Tracked};
+use super::verdicts::Examined;
 use crate::suite::exposition::Scrape;
 use crate::suite::ledger::Ledger;
 
@@ -48,6 +49,16 @@ pub struct Sdtrace {
     pub verdicts: BTreeMap<String, u64>,
     /// Missed writes, by cause and evidence.
     pub missed_writes: BTreeMap<String, u64>,
+    /// Exposed pages, by cause.
+    pub exposed_pages: BTreeMap<String, u64>,
+    /// Epochs with a hazard, by cause.
+    pub hazards: BTreeMap<String, u64>,
+    /// Epochs with a check that could not be completed, by reason.
+    pub unknown: BTreeMap<String, u64>,
+    /// Pages that the stressors threw away themselves, by reason.
+    pub dropped_pages: BTreeMap<String, u64>,
+    /// Why epochs were not trusted, from the dumps.
+    pub examined: Examined,
     /// Lost records, by stage; only what is not 0.
     pub lost_records: BTreeMap<String, u64>,
     /// Runs of probes that the kernel skipped, by probe and stage; only what is not 0.
@@ -73,6 +84,8 @@ pub struct Host {
     pub rss_peak_kib: u64,
     /// Processor time that sdtrace took, in seconds.
     pub cpu_seconds: f64,
+    /// The same by thread, by their names.
+    pub thread_seconds: BTreeMap<String, f64>,
     /// Scrapes that were made.
     pub scrapes: u64,
     /// Questions, scrapes included, that sdtrace did not answer in its time.
@@ -128,6 +141,10 @@ impl Sdtrace {
             faults: grown("softdirty_faults_total"),
             verdicts: grown("softdirty_epochs_total"),
             missed_writes: grown("softdirty_missed_writes_total"),
+            exposed_pages: grown("softdirty_exposed_pages_total"),
+            hazards: grown("softdirty_hazards_total"),
+            unknown: grown("softdirty_unknown_epochs_total"),
+            dropped_pages: grown("softdirty_dropped_pages_total"),
             lost_records: grown("sdtrace_lost_records_total"),
             missed_probe_runs: grown("sdtrace_missed_probe_runs_total"),
             incomplete: ledger
@@ -172,6 +189,38 @@ impl Sdtrace {
         next
     }
 
+    /// What it said, for the table.
+    fn rows(&self) -> Vec<(String, String)> {
+        let counts = [
+            ("clears seen", &self.clears),
+            ("epochs ended", &self.epochs_ended),
+            ("faults", &self.faults),
+            ("verdicts", &self.verdicts),
+            ("missed writes told", &self.missed_writes),
+            ("exposed pages", &self.exposed_pages),
+            ("hazards", &self.hazards),
+            ("unknown epochs", &self.unknown),
+            ("dropped pages", &self.dropped_pages),
+            ("lost records", &self.lost_records),
+            ("skipped probe runs", &self.missed_probe_runs),
+        ];
+        let examined = &self.examined;
+        let words = format!(
+            "{} epochs, {} of them opened by a clear, {} of those unknown",
+            examined.epochs, examined.of_clears, examined.unknown
+        );
+        let mut rows = vec![("examined".to_owned(), words)];
+        rows.extend(counts.map(|(name, counts)| (name.to_owned(), format!("{counts:?}"))));
+        let mut reasons: Vec<_> = examined.reasons.iter().collect();
+        reasons.sort_by_key(|(_, epochs)| std::cmp::Reverse(**epochs));
+        rows.extend(
+            reasons
+                .into_iter()
+                .map(|(words, epochs)| (format!("{epochs:>7} epochs"), words.clone())),
+        );
+        rows
+    }
+
     /// Clears with this result.
     #[must_use]
     pub fn clears_with(&self, result: &str) -> u64 {
@@ -188,7 +237,7 @@ impl Summary {
             Some(Features::On) => "on",
             _ => "off",
         };
-        let rows = [
+        let before = [
             (
                 "kernel".to_owned(),
                 format!(
@@ -230,32 +279,17 @@ impl Summary {
                     self.sdtrace.oracle_differences.len()
                 ),
             ),
-            ("clears seen".to_owned(), format!("{:?}", self.sdtrace.clears)),
-            (
-                "epochs ended".to_owned(),
-                format!("{:?}", self.sdtrace.epochs_ended),
-            ),
-            ("faults".to_owned(), format!("{:?}", self.sdtrace.faults)),
-            ("verdicts".to_owned(), format!("{:?}", self.sdtrace.verdicts)),
-            (
-                "missed writes told".to_owned(),
-                format!("{:?}", self.sdtrace.missed_writes),
-            ),
-            (
-                "lost records".to_owned(),
-                format!("{:?}", self.sdtrace.lost_records),
-            ),
-            (
-                "skipped probe runs".to_owned(),
-                format!("{:?}", self.sdtrace.missed_probe_runs),
-            ),
+        ];
+        let after = [
             (
                 "sdtrace's cost".to_owned(),
                 format!(
-                    "{} KiB at most, {:.1} s of processor time, {} rows and {} address spaces at most, slowest of {} \
+                    "{} KiB at most, {:.1} s of processor time ({:.1} % of one CPU; {:?}), {} rows and {} address spaces at most, slowest of {} \
                      scrapes {:.3} s, {} unanswered",
                     self.host.rss_peak_kib,
                     self.host.cpu_seconds,
+                    100.0 * self.host.cpu_seconds / self.seconds,
+                    self.host.thread_seconds,
                     self.host.rows_peak,
                     self.host.address_spaces_peak,
                     self.host.scrapes,
@@ -269,7 +303,7 @@ impl Summary {
             ),
             ("stressors' rounds".to_owned(), format!("{:?}", self.stressors)),
         ];
-        for (name, value) in rows {
+        for (name, value) in before.into_iter().chain(self.sdtrace.rows()).chain(after) {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{name:<23}{value}");
         }
