@@ -1,4 +1,5 @@
-//! Soft-dirty broken on purpose: with the test module loaded the bugs of class A must be found, without it they must not.
+//! Soft-dirty broken on purpose: with the test module loaded the bugs of class A must be found, without it they must not;
+//! and sdtrace must report the bug of 2014 before and after the write.
 
 use super::output::Shared;
 use super::two_at_a_time;
@@ -9,7 +10,7 @@ use crate::kernels::fetch::{Kernel, Kernels};
 use crate::provision::run_quietly;
 use crate::workspace::{build_static, root};
 use anyhow::{Context as _, Result, bail, ensure};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 const SCRIPT: &str = include_str!("faults.sh");
@@ -17,7 +18,10 @@ const MODULE: &str = "softdirty_faults";
 
 /// Builds the module against each kernel's headers and tests with it in a guest.
 pub fn run(kernels: &[Wanted]) -> Result<()> {
-    let program = build_static("tracer-user", "sdtrace")?;
+    let programs = [
+        build_static("tracer-user", "sdtrace")?,
+        build_static("xtask", "cross-check")?,
+    ];
     let cache = Kernels::open()?;
     let mut ready = Vec::new();
     for wanted in kernels {
@@ -25,7 +29,7 @@ pub fn run(kernels: &[Wanted]) -> Result<()> {
         let headers = Headers::provide(&kernel)?;
         ready.push((kernel, headers));
     }
-    let results = two_at_a_time(&ready, |(kernel, headers)| test(kernel, headers, &program));
+    let results = two_at_a_time(&ready, |(kernel, headers)| test(kernel, headers, &programs));
     let mut failures = Vec::new();
     for ((kernel, _), result) in ready.iter().zip(results) {
         match result {
@@ -37,7 +41,7 @@ pub fn run(kernels: &[Wanted]) -> Result<()> {
     Ok(())
 }
 
-fn test(kernel: &Kernel, headers: &Headers, program: &Path) -> Result<String> {
+fn test(kernel: &Kernel, headers: &Headers, [sdtrace, cross_check]: &[PathBuf; 2]) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let source = root().join("xtask/module");
     let module = headers.build_module(&source, MODULE, folder.path())?;
@@ -51,7 +55,8 @@ fn test(kernel: &Kernel, headers: &Headers, program: &Path) -> Result<String> {
     let said = Shared::default();
     let report = Guest::new(kernel.clone(), ["sh", "-c", SCRIPT])
         .disk(true)
-        .file(program, "/bin/sdtrace")
+        .file(sdtrace, "/bin/sdtrace")
+        .file(cross_check, "/bin/cross-check")
         .file(&driver, "/bin/driver-mapping")
         .file(&module, "/softdirty_faults.ko")
         .run(said.clone())?;

@@ -131,6 +131,16 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             move || battery::run(&series(extent)?, if extent == Extent::Full { 3 } else { 1 }),
         ),
         Step::new(
+            "detection",
+            "what the battery makes a kernel miss sdtrace says, with its cause and count, and nothing else",
+            move || detection::run(&series(extent)?, extent),
+        ),
+        Step::new(
+            "detection-cases",
+            "several causes in one epoch keep their names, and everything that cannot be checked forbids trust",
+            || detection::cases(Wanted::Series(Series { major: 6, minor: 12 })),
+        ),
+        Step::new(
             "faults",
             "soft-dirty broken on purpose is found broken, on 6.1 and on the newest kernel",
             || {
