@@ -200,15 +200,55 @@ pub const MOVED_RANGES: usize = 8;
 pub struct Moved {
     /// Epoch of the ranges.
     pub epoch: u32,
-    /// How many of them are in use; more than [`MOVED_RANGES`] were wanted if it is greater.
-    pub count: u32,
-    /// First address and end.
+    /// No meaning.
+    pub padding: u32,
+    /// First address and end; both the same where none is kept.
     pub ranges: [[u64; 2]; MOVED_RANGES],
+}
+
+impl Moved {
+    /// Notes that the pages of `from` have gone to `to`. A range that lies in `from` is given up: nothing that was
+    /// moved is there any more. So a chain of moves needs one place. Without a place for it the range is not kept;
+    /// the daemon sees every move, counts the places by the same rule, and trusts no such epoch.
+    #[inline(always)]
+    pub fn note(&mut self, epoch: u32, from: [u64; 2], to: [u64; 2]) {
+        let is_new = self.epoch != epoch;
+        self.epoch = epoch;
+        let mut placed = false;
+        for range in &mut self.ranges {
+            let [start, end] = *range;
+            if is_new || (from[0] <= start && end <= from[1]) {
+                *range = [0, 0];
+            }
+            if !placed && range[0] == range[1] {
+                *range = to;
+                placed = true;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chain_of_moves_takes_one_place() {
+        let mut moved = Moved::default();
+        for step in 1..100 {
+            let place = |step: u64| [step * 0x10000, step * 0x10000 + 0x4000];
+            moved.note(3, place(step), place(step + 1));
+        }
+        assert_eq!(moved.ranges[0], [100 * 0x10000, 100 * 0x10000 + 0x4000]);
+        assert_eq!(moved.ranges[1..], [[0; 2]; MOVED_RANGES - 1]);
+        for step in 0..MOVED_RANGES as u64 {
+            moved.note(3, [0x1000, 0x2000], [step << 30, (step << 30) + 0x1000]);
+        }
+        assert_eq!(moved.ranges[0][0], 100 * 0x10000, "the first is kept");
+        moved.note(4, [0x1000, 0x2000], [0x5000, 0x6000]);
+        assert_eq!(moved.ranges[0], [0x5000, 0x6000]);
+        assert_eq!(moved.ranges[1..], [[0; 2]; MOVED_RANGES - 1]);
+    }
 
     #[test]
     fn discriminants_are_found_again() {

@@ -69,10 +69,12 @@ pub struct VmaRow {
     pub shared_mappings: u32,
     /// `vm_pgoff`, in pages.
     pub offset: u64,
+    /// `vm_end` when the clear of [`VmaRow::armed_epoch`] met this state.
+    pub armed_end: u64,
     /// `vm_end` in the [`crate::audit::VmaRecord`] of [`VmaRow::reported_epoch`].
     pub reported_end: u64,
     /// Keeps rows on cache lines of their own.
-    pub padding: [u64; 4],
+    pub padding: [u64; 3],
 }
 
 /// Size of a row in bytes.

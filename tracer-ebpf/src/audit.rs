@@ -149,7 +149,8 @@ pub fn is_huge(pmd: u64) -> bool {
 #[inline(always)]
 pub fn hole(scratch: &mut Scratch, addr: u64, end: u64) {
     const LONGEST: u64 = 512;
-    if scratch.site.key.flags & VM_SHARED == 0 {
+    let moved = moved_here(&scratch.site, addr);
+    if scratch.site.key.flags & VM_SHARED == 0 && !moved {
         // What is private and has no page is not there any more: dropped, and the tracker sees that.
         return;
     }
@@ -168,7 +169,7 @@ pub fn hole(scratch: &mut Scratch, addr: u64, end: u64) {
         stage(Stage::HoleTooLong);
     }
     let chunk = pages::find(scratch.site.key.birth, addr);
-    if chunk == pages::NONE {
+    if chunk == pages::NONE && !moved {
         return;
     }
     let to = if start + CHUNK_SIZE < end {
@@ -291,7 +292,7 @@ pub fn whole_vma(site: &Site) {
     if born_writable(&site.key) {
         state |= VMA_BORN_WRITABLE;
     }
-    if site.cleared != 0 && (row.armed_epoch != site.epoch || row.end != site.end) {
+    if site.cleared != 0 && (row.armed_epoch != site.epoch || row.armed_end != site.end) {
         state |= VMA_CHANGED;
     }
     if state != 0 && (row.reported_epoch != site.epoch || row.reported_end != site.end) {

@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
-use tracer_common::audit::{MOVED_RANGES, Moved, RangeCause, RangeRecord};
+use tracer_common::audit::{Moved, RangeCause, RangeRecord};
 use tracer_common::counters::Stage;
 use tracer_common::pages::{PageCause, tag};
 use tracer_common::records::{Header, Kind, VERSION};
@@ -196,13 +196,11 @@ pub fn returned(answer: i64) {
     if call.cause == RangeCause::Remap as u32 {
         call.start = answer.cast_unsigned();
         if call.start != call.from {
-            let length = if call.length < call.from_length {
-                call.length
-            } else {
-                call.from_length
-            };
-            moved(birth, epoch, call.start, call.start.wrapping_add(length));
+            moved(birth, epoch, &call);
         }
+    }
+    if call.cause == RangeCause::UserfaultMove as u32 {
+        moved(birth, epoch, &call);
     }
     send_range(birth, epoch, &call);
 }
@@ -265,30 +263,29 @@ pub fn file_hole(mapping: u64, start: u64, length: u64) {
 /// Remembers where pages were moved to. `mmap_lock` was held for writing, so two moves of one address space do
 /// not come here at the same time but for the time between its release and the return of the call.
 #[inline(always)]
-fn moved(birth: u64, epoch: u32, start: u64, end: u64) {
-    let fresh = Moved::default();
-    if MOVED.get_ptr(birth).is_none() && MOVED.insert(birth, fresh, 0).is_err() {
+fn moved(birth: u64, epoch: u32, call: &CallUnderWay) {
+    if MOVED.get_ptr(birth).is_none() && MOVED.insert(birth, Moved::default(), 0).is_err() {
         stage(Stage::MovedFull);
         return;
     }
     let Some(moved) = MOVED.get_ptr_mut(birth) else {
         return;
     };
+    let (from_length, new_length) = (whole_pages(call.from_length), whole_pages(call.length));
+    let length = if new_length < from_length {
+        new_length
+    } else {
+        from_length
+    };
+    let from = [call.from, call.from.wrapping_add(from_length)];
+    let to = [call.start, call.start.wrapping_add(length)];
     // SAFETY: the verifier proves that `moved` is a map value.
-    let moved = unsafe { &mut *moved };
-    if moved.epoch != epoch {
-        moved.count = 0;
-        for range in 0..MOVED_RANGES {
-            moved.ranges[range] = [0, 0];
-        }
-        moved.epoch = epoch;
-    }
-    let slot = moved.count;
-    moved.count = slot + 1;
-    if slot >= MOVED_RANGES as u32 {
-        stage(Stage::MovedFull);
-        return;
-    }
-    moved.ranges[slot as usize & (MOVED_RANGES - 1)] = [start, end];
+    unsafe { (*moved).note(epoch, from, to) };
     tracking::note_move();
+}
+
+/// The kernel rounds the lengths that it is given up (`PAGE_ALIGN`).
+#[inline(always)]
+const fn whole_pages(length: u64) -> u64 {
+    length.wrapping_add(0xfff) & !0xfff
 }

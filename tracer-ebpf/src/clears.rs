@@ -171,6 +171,7 @@ pub fn reached_vma(walk: u64) {
         rows::refresh(row, &key, vma);
         (*row).armed_epoch = clear.epoch;
         (*row).end = end;
+        (*row).armed_end = end;
         // A file without an inode of its own shares one with strangers, see `rows::Backing`.
         (*row).shared_mappings = if (*row).inode == 0 {
             0

@@ -165,17 +165,16 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     let wanted = u64::from(tag(scratch.site.epoch));
     let marks = scratch.written[group];
     let (mut exposed, mut dirty, mut clean, mut written, mut raced) = (0u64, 0u64, 0u64, 0u64, 0u64);
-    let (mut present, mut none, mut special) = (0u64, 0u64, 0u64);
+    let (mut none, mut special) = (0u64, 0u64);
     // Eight copies of the same lines instead of a loop: the verifiers before 6.3 go back over every turn of a loop
     // in a program with functions, and 512 turns take them minutes.
     macro_rules! page {
         ($($bit:literal)*) => {$(
-            let entry = scratch.entries[group * 8 + $bit];
+            let entry = without_note(scratch.entries[group * 8 + $bit]);
             let mark = marks >> ($bit * 8);
             let is_present = is_there(entry);
             let is_clean = lacks_bit(entry);
             let is_written = zero_as_one((mark ^ wanted) & u64::from(TAG_MASK));
-            present |= is_present << $bit;
             clean |= is_clean << $bit;
             written |= is_written << $bit;
             raced |= ((mark >> 7) & is_written) << $bit;
@@ -191,7 +190,7 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
         u64::from(unsafe { words.as_ptr().cast::<u8>().add(group).read_volatile() })
     };
     let looked_at = byte(&scratch.looked_at);
-    let moved = byte(&scratch.moved) & present & clean & looked_at;
+    let moved = byte(&scratch.moved) & clean & looked_at;
     let lost = written & clean & looked_at;
     exposed &= looked_at;
     // SAFETY: the caller's, and as above.
@@ -207,6 +206,34 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
         put(&raw mut (*record).zero, special & looked_at);
     }
     exposed | lost | moved
+}
+
+/// The entry, or 0 if it is of the highest swap type and so stands for no page: a note about what is not there
+/// (`SWP_PTE_MARKER`, since 5.19). Written as instructions for the same reason as `zero_as_one`.
+#[inline(always)]
+fn without_note(entry: u64) -> u64 {
+    let mut answer = entry;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!(
+            "{keep} = {answer}",
+            "{keep} >>= 59",
+            "{keep} ^= 31",
+            "{present} = {answer}",
+            "{present} >>= 8",
+            "{present} |= {answer}",
+            "{present} &= 1",
+            "{keep} |= {present}",
+            "{keep} = -{keep}",
+            "{keep} s>>= 63",
+            "{answer} &= {keep}",
+            answer = inout(reg) answer,
+            keep = out(reg) _,
+            present = out(reg) _,
+            options(pure, nomem, nostack),
+        );
+    }
+    answer
 }
 
 /// 1 if an entry is present (bit 0 or 8), else 0. Written as instructions for the same reason.
