@@ -1,6 +1,6 @@
 //! Measures inside a guest; `cargo xtask bench` boots it, reads what this prints and writes the tables.
 //!
-//! `measure cost`: nanoseconds for write-notify faults and clears under each set of probes. Under the emulator's
+//! `measure cost`: nanoseconds for write-notify faults, first touches and clears under each set of probes. Under the emulator's
 //! instruction clock a nanosecond is an instruction. `measure loss READER`: what bare counting probes miss of
 //! 200,000 faults while maps are read on the same CPU.
 
@@ -43,7 +43,13 @@ struct Memory(*mut u8);
 
 impl Memory {
     fn new(flags: MapFlags) -> Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
+        let memory = Self::untouched(flags)?;
+        memory.write();
+        Ok(memory)
+    }
+
+    fn untouched(flags: MapFlags) -> Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let address = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
@@ -55,8 +61,13 @@ impl Memory {
         let memory = Self(address.cast());
         // SAFETY: our own mapping.
         unsafe { rustix::mm::madvise(address, PAGES * PAGE, rustix::mm::Advice::LinuxNoHugepage)? };
-        memory.write();
         Ok(memory)
+    }
+
+    fn unmap(self) -> Result<()> {
+        // SAFETY: our own mapping, which nobody uses after this.
+        unsafe { rustix::mm::munmap(self.0.cast(), PAGES * PAGE)? };
+        Ok(())
     }
 
     /// Writes one byte into each page.
@@ -76,7 +87,9 @@ fn clear() -> Result<()> {
 struct Cost {
     setup: String,
     write_ns_per_page: Vec<f64>,
+    touch_ns_per_page: Vec<f64>,
     clear_ns_per_page: Vec<f64>,
+    idle_clear_ns_per_page: Vec<f64>,
 }
 
 /// Measures in a process of its own, whose memory is the same whatever the probes took.
@@ -93,20 +106,32 @@ fn rounds_here(setup: &str) -> Result<()> {
     let mut cost = Cost {
         setup: setup.to_owned(),
         write_ns_per_page: Vec::new(),
+        touch_ns_per_page: Vec::new(),
         clear_ns_per_page: Vec::new(),
+        idle_clear_ns_per_page: Vec::new(),
     };
     for round in 0..=ROUNDS {
         let start = Instant::now();
         clear()?;
         let cleared = start.elapsed();
         let start = Instant::now();
+        clear()?;
+        let cleared_again = start.elapsed();
+        let start = Instant::now();
         memory.write();
         let written = start.elapsed();
+        let fresh = Memory::untouched(MapFlags::PRIVATE)?;
+        let start = Instant::now();
+        fresh.write();
+        let touched = start.elapsed();
+        fresh.unmap()?;
         // The first round warms up.
         if round > 0 {
             let per_page = |time: Duration| time.as_secs_f64() * 1e9 / PAGES_IN_A_SUM;
             cost.write_ns_per_page.push(per_page(written));
+            cost.touch_ns_per_page.push(per_page(touched));
             cost.clear_ns_per_page.push(per_page(cleared));
+            cost.idle_clear_ns_per_page.push(per_page(cleared_again));
         }
     }
     println!("{}", serde_json::to_string(&cost)?);

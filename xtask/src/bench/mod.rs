@@ -15,8 +15,8 @@ use std::path::Path;
 use std::time::Duration;
 use table::Costs;
 
-/// One run takes a minute under emulation; more when the host is busy.
-const TIME_FOR_A_RUN: Duration = Duration::from_mins(5);
+/// One run takes two minutes under emulation; more when the host is busy.
+const TIME_FOR_A_RUN: Duration = Duration::from_mins(20);
 const DOCUMENT: &str = "docs/performance.md";
 
 /// Measures on each kernel, prints the tables, and with `write` puts them into the document.
@@ -38,8 +38,10 @@ pub fn run(kernels: &[Wanted], write: bool) -> Result<()> {
         println!("{table}");
         tables.push_str(&table);
         tables.push('\n');
-        if let Err(why) = costs.cheaper_than_a_bare_kprobe() {
-            dear.push(format!("{}: {why}", kernel.source.series));
+        for bound in [costs.cheaper_than_a_bare_kprobe(), costs.audit_is_cheap()] {
+            if let Err(why) = bound {
+                dear.push(format!("{}: {why}", kernel.source.series));
+            }
         }
     }
     if write {
@@ -48,11 +50,7 @@ pub fn run(kernels: &[Wanted], write: bool) -> Result<()> {
         fs::write(&path, table::replace(&text, &tables)?)?;
         say(&format!("{DOCUMENT} has the new tables"));
     }
-    ensure!(
-        dear.is_empty(),
-        "sdtrace costs an untracked fault too much; {}",
-        dear.join("; ")
-    );
+    ensure!(dear.is_empty(), "sdtrace costs too much; {}", dear.join("; "));
     Ok(())
 }
 

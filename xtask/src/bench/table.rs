@@ -9,8 +9,43 @@ use std::fmt::Write as _;
 struct Cost {
     setup: String,
     write_ns_per_page: Vec<f64>,
+    touch_ns_per_page: Vec<f64>,
     clear_ns_per_page: Vec<f64>,
+    idle_clear_ns_per_page: Vec<f64>,
 }
+
+/// Instructions: medians of one [`Cost`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Medians {
+    fault: f64,
+    touch: f64,
+    clear: f64,
+    idle_clear: f64,
+}
+
+impl Cost {
+    fn rounds(&self) -> [&[f64]; 4] {
+        [
+            &self.write_ns_per_page,
+            &self.touch_ns_per_page,
+            &self.clear_ns_per_page,
+            &self.idle_clear_ns_per_page,
+        ]
+    }
+
+    fn medians(&self) -> Medians {
+        let [fault, touch, clear, idle_clear] = self.rounds().map(median);
+        Medians {
+            fault,
+            touch,
+            clear,
+            idle_clear,
+        }
+    }
+}
+
+/// A clear with the whole audit costs at most this many times the bare clear, where nothing is wrong.
+const DEAREST_AUDIT: f64 = 1.5;
 
 /// What the program `measure cost` said on one kernel.
 #[derive(Debug)]
@@ -28,7 +63,7 @@ impl Costs {
         ensure!(
             costs
                 .iter()
-                .all(|cost| !cost.write_ns_per_page.is_empty() && !cost.clear_ns_per_page.is_empty()),
+                .all(|cost| cost.rounds().iter().all(|rounds| !rounds.is_empty())),
             "a set of probes without a round"
         );
         let costs = Self(costs);
@@ -36,19 +71,35 @@ impl Costs {
         Ok(costs)
     }
 
-    /// Instructions for a write-notify fault and for a page of a clear, by medians.
-    fn get(&self, setup: &str) -> Result<(f64, f64)> {
+    fn get(&self, setup: &str) -> Result<Medians> {
         let Some(cost) = self.0.iter().find(|cost| cost.setup == setup) else {
             bail!("nothing was measured for {setup:?}");
         };
-        Ok((median(&cost.write_ns_per_page), median(&cost.clear_ns_per_page)))
+        Ok(cost.medians())
+    }
+
+    /// What the audit may cost, see [`DEAREST_AUDIT`]: with the mechanism that a kernel offers first.
+    pub(super) fn audit_is_cheap(&self) -> Result<(), String> {
+        let of = |setup| self.get(setup).map_err(|error| error.to_string());
+        let (bare, audited) = (of("nothing")?, of("fentry, tracked")?);
+        for (what, audited, bare) in [
+            ("written", audited.clear, bare.clear),
+            ("not written", audited.idle_clear, bare.idle_clear),
+        ] {
+            if audited > bare * DEAREST_AUDIT {
+                return Err(format!(
+                    "a page of an audited clear, {what}: {audited:.1} instructions, of a bare one {bare:.1}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// A fault of a process that is not tracked must cost less than under a kprobe that only counts.
     pub(super) fn cheaper_than_a_bare_kprobe(&self) -> Result<(), String> {
         let of = |setup| {
             self.get(setup)
-                .map(|(fault, _)| fault)
+                .map(|cost| cost.fault)
                 .map_err(|error| error.to_string())
         };
         let bare = of("bare kprobe")?;
@@ -68,18 +119,24 @@ impl Costs {
         let base = self.get("nothing").unwrap_or_default();
         let mut text = format!(
             "### {series} ({release})\n\n\
-             | probes attached | write-notify fault | more | page of a clear | more |\n|---|---:|---:|---:|---:|\n"
+             | probes attached | write-notify fault | more | first touch | more | page of a clear, written | times | \
+             page of a clear, not written | times |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
         );
         for cost in self.0.iter().filter(|cost| cost.setup != "nothing again") {
-            let fault = median(&cost.write_ns_per_page);
-            let clear = median(&cost.clear_ns_per_page);
+            let now = cost.medians();
             // Writing to a String does not fail.
             let _ = writeln!(
                 text,
-                "| {} | {fault:.0} | {:+.0} | {clear:.1} | {:+.1} |",
+                "| {} | {:.0} | {:+.0} | {:.0} | {:+.0} | {:.1} | {:.2} | {:.1} | {:.2} |",
                 cost.setup,
-                fault - base.0,
-                clear - base.1
+                now.fault,
+                now.fault - base.fault,
+                now.touch,
+                now.touch - base.touch,
+                now.clear,
+                now.clear / base.clear,
+                now.idle_clear,
+                now.idle_clear / base.idle_clear,
             );
         }
         text
@@ -110,8 +167,10 @@ mod tests {
 
     fn line(setup: &str, fault: f64) -> String {
         format!(
-            r#"{{"setup":"{setup}","write_ns_per_page":[{fault},1.0,9000.0],"clear_ns_per_page":[50.0]}}"#
+            r#"{{"setup":"{setup}","write_ns_per_page":[{fault},1.0,9000.0],"touch_ns_per_page":[800.0],
+                "clear_ns_per_page":[50.0],"idle_clear_ns_per_page":[40.0]}}"#
         )
+        .replace('\n', "")
     }
 
     fn costs(untracked: f64) -> Costs {
@@ -128,7 +187,7 @@ mod tests {
     fn the_table_shows_medians_and_differences() {
         let table = costs(1250.0).table("6.1", "6.1.0-56");
         assert!(
-            table.contains("| fentry, untracked | 1250 | +250 | 50.0 | +0.0 |"),
+            table.contains("| fentry, untracked | 1250 | +250 | 800 | +0 | 50.0 | 1.00 | 40.0 | 1.00 |"),
             "{table}"
         );
     }
@@ -138,6 +197,17 @@ mod tests {
         assert!(costs(1299.0).cheaper_than_a_bare_kprobe().is_ok());
         let why = costs(1300.0).cheaper_than_a_bare_kprobe().unwrap_err();
         assert!(why.contains("fentry, untracked: 1300"), "{why}");
+    }
+
+    #[test]
+    fn an_audit_that_costs_too_much_is_a_failure() {
+        let audited = |clear: f64| {
+            let tracked = line("fentry, tracked", 1.0).replace("[40.0]", &format!("[{clear}]"));
+            Costs::parse(&format!("{}\n{tracked}", line("nothing", 1.0))).unwrap()
+        };
+        assert_eq!(audited(60.0).audit_is_cheap(), Ok(()));
+        let why = audited(60.1).audit_is_cheap().unwrap_err();
+        assert!(why.contains("not written: 60.1"), "{why}");
     }
 
     #[test]
