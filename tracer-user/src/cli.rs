@@ -82,7 +82,7 @@ pub struct RunArgs {
     /// Address and port for /metrics, /healthz, /readyz and /debug/ledger.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
-    /// How to attach: auto takes fentry where it can be had and kprobe elsewhere.
+    /// How to attach: auto takes fentry, or kprobe where the kernel preempts programs, and the other where that fails.
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// In kprobe mode, attach a return probe to `do_wp_page` too: faults are then counted when they end, and
