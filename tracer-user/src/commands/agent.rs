@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use tracer_common::classify::Outcome;
 use tracer_common::counters::{Counter, Stage};
-use tracer_common::records::{FaultRecord, Record};
+use tracer_common::records::Record;
 
 use super::audits::{Audits, Demand, Finished, due};
+use super::fault_log::log_fault;
 use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
 use super::traced::{Kernel, records_to_wait_for};
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
-use crate::export::api::view::View;
 use crate::export::metrics::Metrics;
 use crate::export::metrics::process::ProcessUse;
 use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::metrics::workloads::Workloads;
+use crate::export::page::changes::Changes;
 use crate::export::pulse::Pulse;
 use crate::export::source::{Owner, Readiness, Request};
 use crate::ledger::dump::Dump;
@@ -50,8 +50,8 @@ enum Rows {
 
 /// Owns the probes and the ledger.
 pub(super) struct Agent {
-    kernel: Kernel,
-    ledger: Ledger,
+    pub(super) kernel: Kernel,
+    pub(super) ledger: Ledger,
     metrics: Arc<Metrics>,
     surroundings: Surroundings,
     fault_times_measured: bool,
@@ -59,15 +59,16 @@ pub(super) struct Agent {
     missed: Vec<MissedRuns>,
     pulse: Pulse,
     workloads: Option<Workloads>,
-    detectors: Detectors,
+    pub(super) detectors: Detectors,
     incident_log: IncidentLog,
     /// The newest incidents, for the API.
-    recent: Recent,
+    pub(super) recent: Recent,
     /// When epochs were finished last.
     settled_at: Option<Instant>,
     audits: Audits,
     /// Probes that are needed and not attached.
     unavailable: u64,
+    pub(super) changes: Changes,
 }
 
 impl Agent {
@@ -95,6 +96,7 @@ impl Agent {
             recent: Recent::default(),
             settled_at: None,
             audits: Audits::default(),
+            changes: Changes::default(),
         }
     }
 
@@ -143,6 +145,7 @@ impl Agent {
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.pulse = owner.pulse.clone();
+        self.changes = Changes::new(owner.feed.clone());
         self.pulse.beat(Instant::now());
         owner.readiness.send_replace(self.readiness());
         // What was lost before anything is tracked concerns no epoch.
@@ -205,10 +208,15 @@ impl Agent {
             self.settled_at = Some(Instant::now());
             self.detectors.settle(&self.ledger, now_ns);
         }
+        for (birth, epoch) in self.detectors.touched() {
+            self.changes.epoch(birth, epoch);
+        }
         for incident in self.detectors.incidents(&self.ledger, &Procfs, &SystemClock) {
             self.incident_log.log(&incident);
+            self.changes.incident(&incident);
             self.recent.note(incident);
         }
+        self.tell_pages();
         if !self.audits.is_off() && !self.detectors.take_moved().is_empty() {
             self.start_audit(Demand::Verify);
         }
@@ -256,14 +264,14 @@ impl Agent {
         let now_ns = SystemClock.monotonic_ns();
         for record in &records {
             match record {
-                Record::Clear(clear) => self.metrics.count_clear(clear),
+                Record::Clear(clear) => {
+                    self.metrics.count_clear(clear);
+                    self.changes.epoch(clear.birth, clear.epoch);
+                }
+                Record::Track(track) => self.changes.space(track.birth),
+                Record::Exit(exit) => self.changes.epoch(exit.birth, exit.epoch),
                 Record::Fault(fault) => log_fault(fault),
-                Record::Track(_)
-                | Record::Exec(_)
-                | Record::Exit(_)
-                | Record::Pages(_)
-                | Record::Vma(_)
-                | Record::Range(_) => {}
+                Record::Exec(_) | Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
             }
             self.ledger.apply(record, &Procfs, now_ns);
         }
@@ -304,7 +312,7 @@ impl Agent {
 
     fn answer(&mut self, request: Request) {
         // A file of /proc for each program: too much for every turn.
-        if !matches!(request, Request::Look(_)) {
+        if !matches!(request, Request::Look(_) | Request::Map(..)) {
             self.missed = self.kernel.probes.missed_runs();
         }
         self.turn(Rows::All);
@@ -315,16 +323,12 @@ impl Agent {
         match request {
             Request::Reading(answer) => drop(answer.send(self.reading())),
             Request::Dump(answer) if self.audits.is_off() => drop(answer.send(self.dump())),
+            Request::Map(id, answer) => drop(answer.send(self.map(id))),
             Request::Dump(answer) => {
                 self.audits.wait(answer);
                 self.start_audit(Demand::Dump);
             }
-            Request::Look(look) => look.answer(&View {
-                ledger: &self.ledger,
-                detectors: &self.detectors,
-                incidents: &self.recent,
-                clock: &SystemClock,
-            }),
+            Request::Look(look) => look.answer(&self.view()),
         }
     }
 
@@ -429,6 +433,7 @@ impl Agent {
             incidents: self.incident_log.counts(),
             audits: self.audits.counts,
             process: ProcessUse::now(),
+            feed: self.changes.feed().counts(),
             ready: false,
         }
     }
@@ -474,26 +479,4 @@ fn unavailable(verdicts: &[ProbeVerdict]) -> u64 {
         Verdict::Broken { .. } => true,
     });
     missing.count() as u64
-}
-
-/// One line for each fault, with `--trace-faults`.
-fn log_fault(fault: &FaultRecord) {
-    let outcome = usize::try_from(fault.outcome)
-        .ok()
-        .and_then(|at| Outcome::ALL.get(at));
-    tracing::info!(
-        target: "sdtrace::fault",
-        time_ns = fault.header.time_ns,
-        birth = fault.birth,
-        initial_tid = fault.initial_tid,
-        epoch = fault.epoch,
-        address = format!("{:#x}", fault.address),
-        vma_start = format!("{:#x}", fault.vma_start),
-        vm_flags = format!("{:#x}", fault.vm_flags),
-        page_prot = format!("{:#x}", fault.page_prot),
-        entry = format!("{:#x}", fault.entry),
-        huge = fault.huge != 0,
-        outcome = outcome.map_or("unknown", |outcome| outcome.label()),
-        "fault"
-    );
 }

@@ -169,7 +169,14 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
             period: arguments.audit_period,
             budget: arguments.audit_budget << 20,
         });
-    let reading = work(agent, owner, arguments, &mut ending, &format!("http://{listen}")).await?;
+    let reading = Box::pin(work(
+        agent,
+        owner,
+        arguments,
+        &mut ending,
+        &format!("http://{listen}"),
+    ))
+    .await?;
     service::ending();
     tracing::info!("detached");
     drop(end_server);

@@ -248,6 +248,11 @@ impl Detectors {
         })
     }
 
+    /// Address spaces and epochs about which something was learnt since [`Self::incidents`] was called last.
+    pub fn touched(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.touched.iter().copied()
+    }
+
     /// Incidents that were found, or that ended with their epoch, since the last call: one when it is found and
     /// one when the epoch is finished.
     pub fn incidents(

@@ -1,22 +1,28 @@
-//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/debug/ledger`, `/api/v1`.
+//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/debug/ledger`, `/api/v1`, and the live page at `/`.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt as _;
 use axum::{Json, Router};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::TcpListener;
 
 use super::metrics::Metrics;
+use super::page;
 use super::source::{Source, Unanswered};
 
 /// The version of the text format that Prometheus reads.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// How long a client may leave what was sent to it untaken.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the server can ask.
 #[derive(Clone)]
@@ -52,6 +58,14 @@ pub async fn serve(
     exporter: Exporter,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    // A page whose reader has stopped must not keep its connection for ever: what it does not take in this time, the
+    // kernel gives up.
+    let listener = listener.tap_io(|connection| {
+        let patience = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
+        if let Err(error) = set_tcp_user_timeout(connection, patience) {
+            tracing::debug!(%error, "a connection has no timeout");
+        }
+    });
     axum::serve(listener, router(exporter))
         .with_graceful_shutdown(end)
         .await
@@ -59,17 +73,13 @@ pub async fn serve(
 
 fn router(exporter: Exporter) -> Router {
     Router::new()
-        .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/debug/ledger", get(ledger))
         .merge(super::api::router())
+        .merge(page::router())
         .with_state(exporter)
-}
-
-async fn index() -> &'static str {
-    "sdtrace\n/metrics\n/healthz\n/readyz\n/debug/ledger\n/api/v1/openapi.json\n"
 }
 
 async fn metrics(State(exporter): State<Exporter>) -> Response {
@@ -121,7 +131,7 @@ fn unavailable(why: Unanswered) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
     use crate::export::client;

@@ -4,6 +4,7 @@ pub mod api;
 pub mod client;
 pub mod http;
 pub mod metrics;
+pub mod page;
 pub mod pulse;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use super::api::recent::Recent;
 use super::api::view::View;
 use super::metrics::reading::{MapUsage, Reading};
+use super::page::changes::Changes;
+use super::page::map::{Known, STATES};
 use super::source::{Owner, Readiness, Request};
 use crate::detectors::{self, Detectors, Mapping, Mappings, Sample};
 use crate::ledger::simulated::{Kernel, Shared};
 use crate::ledger::{Clock as _, Ledger, Limits, Surroundings};
+use crate::probes::Written;
 use crate::probes::counters::CounterSums;
 
 /// How often the rows are looked at, as in the daemon.
@@ -38,6 +41,7 @@ pub struct Simulation {
     ledger: Ledger,
     detectors: Detectors,
     recent: Recent,
+    changes: Changes,
 }
 
 /// Simulated processes have no files.
@@ -65,6 +69,7 @@ impl Simulation {
             ledger: Ledger::new(Limits::default()),
             detectors: Detectors::new(detectors::Limits::default()),
             recent: Recent::default(),
+            changes: Changes::default(),
         };
         simulation.detectors.note_losses(&Sample::default());
         for _ in 0..size.address_spaces {
@@ -119,9 +124,37 @@ impl Simulation {
             ..Sample::default()
         });
         self.detectors.settle(&self.ledger, now_ns);
+        for (birth, epoch) in self.detectors.touched() {
+            self.changes.epoch(birth, epoch);
+        }
         for incident in self.detectors.incidents(&self.ledger, &NoMappings, &self.kernel) {
+            self.changes.incident(&incident);
             self.recent.note(incident);
         }
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.tell(&self.view(), Instant::now());
+        self.changes = changes;
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            ledger: &self.ledger,
+            detectors: &self.detectors,
+            incidents: &self.recent,
+            clock: &self.kernel,
+        }
+    }
+
+    /// What the agent knows, but for the pages that were written, which the kernel side counts.
+    fn map(&self, id: u64) -> Option<Known> {
+        let (newest, more_vmas) = self.ledger.newest(id, STATES)?;
+        let detection = self.detectors.detection(newest.birth, newest.epoch);
+        Some(Known {
+            newest,
+            more_vmas,
+            written: Written::default(),
+            detection,
+        })
     }
 
     /// Answers a question, as the daemon's owner of the ledger does.
@@ -134,12 +167,8 @@ impl Simulation {
                 let dump = self.ledger.dump(0, 0, &Surroundings::default(), &self.kernel);
                 drop(answer.send(dump));
             }
-            Request::Look(look) => look.answer(&View {
-                ledger: &self.ledger,
-                detectors: &self.detectors,
-                incidents: &self.recent,
-                clock: &self.kernel,
-            }),
+            Request::Map(id, answer) => drop(answer.send(self.map(id))),
+            Request::Look(look) => look.answer(&self.view()),
         }
     }
 
@@ -161,6 +190,7 @@ impl Simulation {
 
     /// Owns the ledger, which is ready, until the exporters are gone; `at_turn` may do something in each period.
     pub async fn own(mut self, mut owner: Owner, mut at_turn: impl FnMut(&mut Self)) {
+        self.changes = Changes::new(owner.feed.clone());
         let mut period = tokio::time::interval(PERIOD);
         loop {
             tokio::select! {

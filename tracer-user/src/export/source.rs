@@ -8,6 +8,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::api::view::View;
 use super::metrics::reading::Reading;
+use super::page::feed::Feed;
+use super::page::map::Known;
 use super::pulse::{LONGEST_TURN, Pulse};
 use crate::ledger::dump::Dump;
 
@@ -25,6 +27,8 @@ pub enum Request {
     Dump(oneshot::Sender<Dump>),
     /// A look at a small part of it.
     Look(Look),
+    /// What is known about the newest epoch of the address space with this id; `None` if there is none.
+    Map(u64, oneshot::Sender<Option<Known>>),
 }
 
 /// A question that is answered where the ledger lives.
@@ -97,6 +101,7 @@ pub struct Source {
     requests: mpsc::Sender<Request>,
     readiness: watch::Receiver<Readiness>,
     pulse: Pulse,
+    feed: Feed,
 }
 
 /// The owner's end.
@@ -108,6 +113,8 @@ pub struct Owner {
     pub readiness: watch::Sender<Readiness>,
     /// To show that the main loop turns over and takes in the records of the ring buffer.
     pub pulse: Pulse,
+    /// To tell open pages what changes.
+    pub feed: Feed,
 }
 
 /// Both ends. At most 16 questions wait; more wait outside.
@@ -119,15 +126,18 @@ pub fn channel() -> (Source, Owner) {
 fn with_pulse(pulse: Pulse) -> (Source, Owner) {
     let (ask, asked) = mpsc::channel(16);
     let (tell, told) = watch::channel(Readiness::starting());
+    let feed = Feed::default();
     let source = Source {
         requests: ask,
         readiness: told,
         pulse: pulse.clone(),
+        feed: feed.clone(),
     };
     let owner = Owner {
         requests: asked,
         readiness: tell,
         pulse,
+        feed,
     };
     (source, owner)
 }
@@ -188,6 +198,25 @@ impl Source {
             // The owner is gone, nothing changes any more.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Waits until the readiness is another one, or the task that owns the probes has ended.
+    pub async fn changed_or_gone(&mut self) {
+        drop(self.readiness.changed().await);
+    }
+
+    /// What changes.
+    #[must_use]
+    pub const fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    /// What is known about the newest epoch of an address space.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub async fn map(&self, id: u64) -> Result<Option<Known>, Unanswered> {
+        self.ask(|answer| Request::Map(id, answer)).await
     }
 
     /// What a scrape needs.

@@ -13,6 +13,7 @@ pub mod dump;
 mod epoch;
 mod limits;
 mod loss;
+mod newest;
 mod release;
 mod rows;
 #[cfg(any(test, feature = "simulation"))]
@@ -31,6 +32,7 @@ pub use counts::{Counts, fault_counter, fault_kind_labels};
 pub use epoch::EndReason;
 pub use limits::{LimitError, Limits};
 pub use loss::{Incompleteness, Losses};
+pub use newest::{KnownVma, Newest};
 pub(crate) use snapshot::{CLEAR_RESULTS, clear_result, clear_times};
 pub use snapshot::{Summary, Surroundings};
 pub use sources::{Clock, LiveAddressSpaces, ProcessDetails, ProcessInfo, VmaTable};

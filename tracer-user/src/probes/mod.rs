@@ -36,7 +36,7 @@ pub use self::filters::Filters;
 use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
 use self::missed::MissedRuns;
-pub use self::pages::PageRecords;
+pub use self::pages::{PageRecords, Written};
 pub use self::rows::Rows;
 use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
 use crate::kernel::layout::{Layout, LayoutError, OverrideError};

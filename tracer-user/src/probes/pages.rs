@@ -5,7 +5,7 @@ use std::io;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, Stack};
-use tracer_common::pages::{ChunkKey, PageChunk};
+use tracer_common::pages::{CHUNK_SHIFT, ChunkKey, PageChunk, PageSet, TAG_MASK, tag};
 
 use super::mapped::MappedArray;
 
@@ -24,6 +24,17 @@ pub struct PageRecords {
     /// One more than the highest number that was met in use.
     high_water: usize,
     used: u64,
+}
+
+/// Pages whose write fault was handled in one epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// First address of each piece of 2 MiB with such pages, in ascending order, and which.
+    pub chunks: Vec<(u64, PageSet)>,
+    /// There are more.
+    pub more: bool,
+    /// Marks of an epoch long ago may be among them.
+    pub doubtful: bool,
 }
 
 impl PageRecords {
@@ -101,6 +112,37 @@ impl PageRecords {
             }
         }
         Ok(())
+    }
+
+    /// The pages of one address space that were written in `epoch`, at most `most` pieces of 2 MiB.
+    #[must_use]
+    pub fn written(&self, birth: u64, epoch: u32, most: usize) -> Written {
+        let mut written = Written::default();
+        let end = (self.high_water + SPARE).min(self.table.len());
+        for number in (0..end).filter(|&number| self.table.read_word(number, BIRTH) == birth) {
+            let chunk = self.table.read(number);
+            // Its owner may have changed since its first word was read.
+            if chunk.key.birth != birth || chunk.noted_epoch < epoch {
+                continue;
+            }
+            let mut pages = PageSet::default();
+            for (page, mark) in chunk.written.iter().enumerate() {
+                if mark & TAG_MASK == tag(epoch) {
+                    pages.insert(page);
+                }
+            }
+            if pages.is_empty() {
+                continue;
+            }
+            if written.chunks.len() == most {
+                written.more = true;
+                break;
+            }
+            written.doubtful |= chunk.stale != 0;
+            written.chunks.push((chunk.key.number << CHUNK_SHIFT, pages));
+        }
+        written.chunks.sort_unstable_by_key(|&(address, _)| address);
+        written
     }
 
     fn retire(&mut self, key: &ChunkKey) -> Result<()> {

@@ -27,6 +27,7 @@ use self::query::{
 use self::view::{Missing, View};
 use super::http::Exporter;
 use super::metrics::reading::Reading;
+use super::page::map::{Map, MapQuery, map};
 use crate::probes::verdict::{ProbeVerdict, Verdict};
 use crate::processes;
 
@@ -39,7 +40,7 @@ type Answer<T> = Result<Json<T>, ApiError>;
 type Look<T> = Result<T, ApiError>;
 
 fn routes() -> Routes<Exporter> {
-    Routes::default()
+    with_map(Routes::default())
         .get(
             Operation {
                 path: "/processes",
@@ -135,6 +136,23 @@ fn routes() -> Routes<Exporter> {
                 asks_owner: false,
             },
             causes,
+        )
+}
+
+/// Adds what only a picture of the memory needs.
+fn with_map(routes: Routes<Exporter>) -> Routes<Exporter> {
+    routes
+        .get(
+            Operation {
+                path: "/processes/{id}/map",
+                id: "get_map",
+                summary: "The address space: VMAs, pages written in the newest epoch, pages whose writes were or can be missed",
+                named: Some(parameters_of::<ProcessPath>),
+                asked: parameters_of::<MapQuery>,
+                answer: of::<Map>,
+                asks_owner: true,
+            },
+            map,
         )
 }
 
@@ -248,7 +266,7 @@ async fn look<T: Send + 'static>(
     exporter.source.look(question).await?.map(Json)
 }
 
-fn no_process(id: Id) -> ApiError {
+pub(super) fn no_process(id: Id) -> ApiError {
     ApiError::not_found(format!(
         "sdtrace knows no address space {}, or does not keep it any more; {BASE}/processes?state=all lists those it knows",
         id.get()

@@ -170,6 +170,19 @@ impl View<'_> {
         }
     }
 
+    /// One process, as the list has it.
+    #[must_use]
+    pub fn listed(&self, id: u64) -> Option<Process> {
+        self.ledger.brief(id).map(|space| self.describe(space))
+    }
+
+    /// One epoch, as the list of its process has it.
+    #[must_use]
+    pub fn listed_epoch(&self, id: u64, number: u32) -> Option<Epoch> {
+        let space = self.ledger.brief(id)?;
+        space.epoch(number).map(|epoch| self.describe_epoch(space, epoch))
+    }
+
     /// One process, with what is found in its open epoch.
     #[must_use]
     pub fn process(&self, id: u64) -> Option<ProcessDetail> {

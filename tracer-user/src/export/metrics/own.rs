@@ -87,6 +87,12 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
             .by("map", reading.maps.iter().map(|usage| (usage.map, usage.entries))),
         Family::gauge("sdtrace_map_capacity", "Entries that these maps can hold.")
             .by("map", reading.maps.iter().map(|usage| (usage.map, usage.capacity))),
+        Family::gauge("sdtrace_page_clients", "Live pages that are open and get events.").single(reading.feed.clients),
+        Family::counter(
+            "sdtrace_page_clients_dropped_total",
+            "Live pages that sdtrace let go: slow did not take their events in time, refused were too many at once.",
+        )
+        .by("reason", [("slow", reading.feed.slow), ("refused", reading.feed.refused)]),
     ];
     families.push(verdicts(reading));
     families.extend(missed(reading));

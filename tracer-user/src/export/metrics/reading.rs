@@ -5,6 +5,7 @@ use tracer_common::counters::{Counter, Stage};
 use super::process::ProcessUse;
 use super::workloads::TopWorkloads;
 use crate::detectors;
+use crate::export::page::feed::FeedCounts;
 use crate::ledger::Summary;
 use crate::probes::counters::CounterSums;
 use crate::probes::missed::MissedRuns;
@@ -87,6 +88,8 @@ pub struct Reading {
     pub workloads: Option<TopWorkloads>,
     /// What the process takes, if /proc tells.
     pub process: Option<ProcessUse>,
+    /// The pages that are open.
+    pub feed: FeedCounts,
     /// Whether `/readyz` says yes.
     pub ready: bool,
 }
