@@ -9,7 +9,7 @@ use super::cause::Dropped;
 use super::hazards;
 use super::holes::{self, FileHole};
 use super::ranges::Range;
-use super::worked::{self, DROPPING, Remap, Work};
+use super::worked::{self, Remap, Work};
 
 impl Detectors {
     /// Takes in what worked on a range.
@@ -38,7 +38,7 @@ impl Detectors {
         match cause {
             RangeCause::Remap => {
                 let remap = Remap::of(record);
-                epoch.note_move(&remap);
+                epoch.note_move(remap.source, remap.moved_here);
                 new = hazards::remap(epoch, &remap, at_ns);
                 if remap.keeps_source {
                     epoch.drop_by(Work::DontunmapSource, remap.source);
@@ -49,21 +49,26 @@ impl Detectors {
                     }
                 }
             }
-            RangeCause::UserfaultMove => hazards::userfault_move(epoch, range),
+            RangeCause::UserfaultMove => {
+                epoch.note_move(worked::pages_of(record.from, record.length), range);
+                hazards::userfault_move(epoch, range);
+            }
             RangeCause::UserfaultZero => new = hazards::userfault_zero(epoch, range, at_ns),
             _ => {}
         }
         epoch.worked.take_in(record);
-        for work in DROPPING {
-            // What this very call dropped: a second call on the same pages drops nothing that counts again.
-            if work != Work::DontunmapSource && worked::is_by(record, work) {
-                let dropped = if work == Work::UserfaultMovedAway {
-                    worked::pages_of(record.from, record.length)
-                } else {
-                    range
-                };
-                epoch.drop_by(work, dropped);
+        // What this very call dropped: a second call on the same pages drops nothing that counts again.
+        match cause {
+            RangeCause::Advice => {
+                if let Some(work) = Work::by_advice(record.detail) {
+                    epoch.drop_by(work, range);
+                }
             }
+            RangeCause::UserfaultMove => epoch.drop_by(
+                Work::UserfaultMovedAway,
+                worked::pages_of(record.from, record.length),
+            ),
+            _ => {}
         }
         if matches!(cause, RangeCause::Remap | RangeCause::UserfaultMove) && !epoch.to_verify.is_empty() {
             self.moved.insert(record.birth);

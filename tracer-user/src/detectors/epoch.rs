@@ -15,7 +15,7 @@ use super::hazards::{MERGED, born_writable};
 use super::holes::{FileHole, Holes};
 use super::ranges::{Range, RangeSet};
 use super::verdict::{Unknown, Verdict};
-use super::worked::{AtClear, Remap, Work, Worked};
+use super::worked::{AtClear, Work, Worked};
 use super::{GRACE_NS, exposed, lost};
 
 /// Ranges that are remembered of what was dropped, for each reason.
@@ -284,14 +284,14 @@ impl Epoch {
 
     /// The programs compare page tables with the places that pages were moved to, and remember so many of them for each
     /// address space. After a move nothing that was moved before lies in its source any more.
-    pub(super) fn note_move(&mut self, remap: &Remap) {
-        if remap.moved_here.is_empty() {
+    pub(super) fn note_move(&mut self, source: Range, moved_here: Range) {
+        if moved_here.is_empty() {
             return;
         }
-        let gone = |range: &Range| remap.source.and(*range) == *range;
+        let gone = |range: &Range| source.and(*range) == *range;
         self.moves.retain(|range| !gone(range));
         if self.moves.len() < MOVED_RANGES {
-            self.moves.push(remap.moved_here);
+            self.moves.push(moved_here);
         } else {
             self.note_unknown(Unknown::Lost(Stage::MovedFull), 1);
         }

@@ -51,6 +51,9 @@ use worked::AtClear;
 /// How long after its end an epoch is kept open for records that come late.
 const GRACE_NS: u64 = 200_000_000;
 
+/// How often what the ledger does not list any more is forgotten; it takes a look at everything that is kept.
+const FORGETTING_NS: u64 = 2_000_000_000;
+
 /// Bounds of the detectors' memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -118,6 +121,15 @@ impl Space {
         self.epochs.values_mut().next_back()
     }
 
+    /// The epochs that are not finished, newest first. None of them is older than one that is: epochs end in their
+    /// order.
+    fn unfinished(&self) -> impl Iterator<Item = (u32, &Epoch)> {
+        let epochs = self.epochs.iter().rev();
+        epochs
+            .take_while(|(_, epoch)| !epoch.finished)
+            .map(|(&number, epoch)| (number, epoch))
+    }
+
     /// The epoch, made if no record told of it; `None` if it is finished.
     fn epoch(&mut self, number: u32) -> Option<&mut Epoch> {
         let newest = self.epochs.keys().next_back().copied().unwrap_or(0);
@@ -152,6 +164,8 @@ pub struct Detectors {
     touched: BTreeSet<(u64, u32)>,
     /// Address spaces with new ranges to verify.
     moved: BTreeSet<u64>,
+    /// When finished epochs were forgotten last.
+    forgot_ns: u64,
     /// Finished epochs with ranges, oldest first.
     detailed: VecDeque<(u64, u32)>,
 }
@@ -168,6 +182,7 @@ impl Detectors {
             losses: losses::State::default(),
             touched: BTreeSet::new(),
             moved: BTreeSet::new(),
+            forgot_ns: 0,
             detailed: VecDeque::new(),
         }
     }
@@ -320,8 +335,8 @@ impl Detectors {
     pub fn is_anything_over(&self, now_ns: u64) -> bool {
         self.spaces
             .values()
-            .flat_map(|space| space.epochs.values())
-            .any(|epoch| epoch.is_over(now_ns))
+            .flat_map(Space::unfinished)
+            .any(|(_, epoch)| epoch.is_over(now_ns))
     }
 
     /// Brings the detectors in line with the ledger and finishes what is over. To be called after
@@ -345,16 +360,18 @@ impl Detectors {
             if !ledger.is_live(birth) {
                 space.end_before(u32::MAX, Ending::Unseen, now_ns);
             }
-            for (&number, epoch) in &mut space.epochs {
-                if epoch.is_over(now_ns) {
-                    finished.push((birth, number));
-                }
-            }
+            let over = space.unfinished().filter(|(_, epoch)| epoch.is_over(now_ns));
+            finished.extend(over.map(|(number, _)| (birth, number)));
         }
+        // An older epoch ends first, and is counted first.
+        finished.sort_unstable();
         for (birth, number) in finished {
             self.finish(birth, number);
         }
-        self.forget(ledger);
+        if now_ns >= self.forgot_ns.saturating_add(FORGETTING_NS) {
+            self.forgot_ns = now_ns;
+            self.forget(ledger);
+        }
     }
 
     fn finish(&mut self, birth: u64, number: u32) {
@@ -364,7 +381,11 @@ impl Detectors {
         let Some(epoch) = space.epochs.get_mut(&number) else {
             return;
         };
-        if !epoch.to_verify.is_empty() {
+        // Every walk reports what was moved without its bit: the one of the clear, and those of a tracker that read
+        // pagemap before it. What no walk came to, no tracker was told of.
+        if matches!(epoch.ending, Some((Ending::Clear | Ending::Gone, _))) {
+            epoch.to_verify = RangeSet::default();
+        } else if !epoch.to_verify.is_empty() {
             epoch.note_unknown(Unknown::MoveUnverified, 1);
         }
         epoch.finish(&mut self.budget);

@@ -52,6 +52,21 @@ pub(super) enum Work {
     Protect,
 }
 
+impl Work {
+    /// What madvise does with this advice, as far as it matters here.
+    pub(super) const fn by_advice(number: u32) -> Option<Self> {
+        Some(match number {
+            advice::DONTNEED | advice::DONTNEED_LOCKED => Self::Dontneed,
+            advice::FREE => Self::Free,
+            advice::REMOVE => Self::Remove,
+            advice::PAGEOUT => Self::Pageout,
+            advice::COLLAPSE => Self::Collapse,
+            advice::GUARD_INSTALL => Self::Guard,
+            _ => return None,
+        })
+    }
+}
+
 const WORKS: usize = Work::Protect as usize + 1;
 
 /// What worked where in one epoch of one address space.
@@ -79,16 +94,9 @@ impl Worked {
         let range = pages_of(record.start, record.length);
         match RangeCause::from_raw(record.cause) {
             Some(RangeCause::Advice) => {
-                let work = match record.detail {
-                    advice::DONTNEED | advice::DONTNEED_LOCKED => Work::Dontneed,
-                    advice::FREE => Work::Free,
-                    advice::REMOVE => Work::Remove,
-                    advice::PAGEOUT => Work::Pageout,
-                    advice::COLLAPSE => Work::Collapse,
-                    advice::GUARD_INSTALL => Work::Guard,
-                    _ => return,
-                };
-                self.note(work, range);
+                if let Some(work) = Work::by_advice(record.detail) {
+                    self.note(work, range);
+                }
             }
             Some(RangeCause::Remap) => {
                 let remap = Remap::of(record);
@@ -313,13 +321,6 @@ fn aliased_bytes_of_file(mut vmas: Vec<&VmaAtClear>) -> u64 {
         end_before = end_before.max(pages.end);
     }
     bytes
-}
-
-/// Whether the record tells of this kind of work.
-pub(super) fn is_by(record: &RangeRecord, work: Work) -> bool {
-    let mut alone = Worked::default();
-    alone.take_in(record);
-    !alone.ranges(work).is_empty()
 }
 
 /// Why content was dropped by what the target asked for, if it was.

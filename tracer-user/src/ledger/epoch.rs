@@ -113,6 +113,8 @@ pub(super) struct VmaEntry {
     pub(super) kind: u32,
     /// The epoch's clear met this state.
     pub(super) armed_at_clear: bool,
+    /// `vm_end` then.
+    pub(super) end_at_clear: u64,
     pub(super) faults: u64,
     pub(super) huge_faults: u64,
     pub(super) outcomes: [u64; Outcome::ALL.len()],

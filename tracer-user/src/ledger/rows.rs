@@ -118,7 +118,9 @@ impl RowState {
             && let Some(epoch) = space.epoch_mut(row.armed_epoch)
             && !epoch.settled
         {
-            epoch.entry(row).armed_at_clear = true;
+            let entry = epoch.entry(row);
+            entry.armed_at_clear = true;
+            entry.end_at_clear = row.armed_end;
             self.armed = armed;
         }
     }

@@ -199,7 +199,9 @@ impl Kernel {
             }
             let key = self.key(birth, vma);
             if let Some(slot) = self.row(key) {
-                self.rows[slot as usize].armed_epoch = epoch;
+                let row = &mut self.rows[slot as usize];
+                row.armed_epoch = epoch;
+                row.armed_end = row.end;
             }
         }
         self.now += 10;

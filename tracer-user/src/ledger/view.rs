@@ -29,7 +29,7 @@ impl LedgerView for Ledger {
         Some(
             met.map(|(key, entry)| VmaAtClear {
                 key: *key,
-                end: entry.end,
+                end: entry.end_at_clear,
                 inode: entry.inode,
                 device: entry.device,
                 offset: entry.offset,

@@ -61,13 +61,7 @@ pub fn run(plan: &Plan, out: &Path) -> Result<bool> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 9955));
     let incidents = out.join("incidents.jsonl");
     let incidents = incidents.to_string_lossy();
-    // Enough for all epochs between two looks at the ledger.
-    let bounds = ["--keep-epochs", "256", "--keep-ended", "1024"];
-    let arguments = [
-        &["--attach", &plan.attach, "--incident-log", &incidents][..],
-        &bounds,
-    ]
-    .concat();
+    let arguments = ["--attach", &plan.attach, "--incident-log", &incidents];
     let daemon = Daemon::start(listen, &arguments, &log.to_string_lossy())?;
     // Not before: compaction in a loop leaves little time to load and verify programs in.
     let _features = Set::new(plan.features)?;
@@ -126,7 +120,11 @@ fn soak(plan: &Plan, out: &Path, daemon: &Daemon, summary: &mut Summary) -> Resu
             looked = Instant::now();
             // sdtrace keeps 503 ready for a machine that gives it no processor; here it is asked what it knows.
             stress.freeze()?;
+            let (before, _) = processor_times(daemon)?;
             let ledger = dump(daemon);
+            // Nothing else needed sdtrace meanwhile.
+            summary.host.dump_seconds += processor_times(daemon)?.0 - before;
+            summary.host.dumps += 1;
             stress.thaw()?;
             match ledger {
                 Ok((ledger, dump)) => {

@@ -96,9 +96,22 @@ fn a_move_is_judged_by_who_looks_at_its_pages() {
     to(&mut story);
     story.exit(1);
     story.settle();
+    assert_eq!(
+        story.of(1).verdict,
+        Verdict::Trusted,
+        "no tracker was told anything"
+    );
+
+    let mut story = Story::new();
+    to(&mut story);
+    // The process is gone, and nobody told of it.
+    story.world.live.clear();
+    story.settle();
+    story.settle();
     let end = story.of(1);
     assert_eq!((end.verdict, end.causes.len()), (Verdict::Suspect, 0));
-    assert_eq!(end.reasons[0].name, "move_unverified");
+    let reasons: Vec<_> = end.reasons.iter().map(|reason| reason.name.as_str()).collect();
+    assert_eq!(reasons, ["end_unseen", "move_unverified"]);
 }
 
 #[test]

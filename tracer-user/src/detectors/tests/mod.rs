@@ -197,7 +197,7 @@ impl Story {
     }
 
     fn settle(&mut self) {
-        self.now += 2 * GRACE_NS;
+        self.now += FORGETTING_NS;
         self.detectors.settle(&self.world, self.now);
     }
 
