@@ -38,7 +38,7 @@ pub fn run(kernels: &[Wanted], write: bool) -> Result<()> {
         println!("{table}");
         tables.push_str(&table);
         tables.push('\n');
-        for bound in [costs.cheaper_than_a_bare_kprobe(), costs.audit_is_cheap()] {
+        for bound in [costs.cheaper_than_bare_kprobes(), costs.audit_is_cheap()] {
             if let Err(why) = bound {
                 dear.push(format!("{}: {why}", kernel.source.series));
             }
