@@ -129,7 +129,7 @@ async function load() {
   clearTimeout(retry);
   try {
     if (store.causes.size === 0) {
-      const { items } = await get("causes?limit=1000");
+      const { items } = await get("causes");
       store.causes = new Map(items.map((cause) => [cause.name, cause]));
       touch("causes");
     }
