@@ -180,18 +180,22 @@ const CASES: &[Case] = &[
     ),
     Case {
         at: "40m",
-        value: "995ms",
+        value: "5%",
         ..case(
             "SoftDirtyClearStall",
             &[
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="0.5"}"#, ALWAYS_0),
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="1"}"#, "0+1x200"),
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="+Inf"}"#, "0+1x200"),
+                (
+                    r#"softdirty_clear_hold_seconds_bucket{@,le="0.524288"}"#,
+                    "0+19x200",
+                ),
+                ("softdirty_clear_hold_seconds_count{@}", "0+20x200"),
             ],
             &[
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="0.5"}"#, "0+1x200"),
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="1"}"#, "0+1x200"),
-                (r#"softdirty_clear_hold_seconds_bucket{@,le="+Inf"}"#, "0+1x200"),
+                (
+                    r#"softdirty_clear_hold_seconds_bucket{@,le="0.524288"}"#,
+                    "0+199x200",
+                ),
+                ("softdirty_clear_hold_seconds_count{@}", "0+200x200"),
             ],
             &[],
         )
@@ -259,14 +263,17 @@ const CASES: &[Case] = &[
     case(
         "SdtraceProbeRunsMissed",
         &[(
-            r#"sdtrace_missed_probe_runs_total{@,probe="do_wp_page_kprobe",stage="bpf_prog_active"}"#,
+            r#"softdirty_unknown_epochs_total{@,reason="missed_probe_runs"}"#,
             GREW,
         )],
-        &[(
-            r#"sdtrace_missed_probe_runs_total{@,probe="do_wp_page_kprobe",stage="bpf_prog_active"}"#,
-            GREW_LONG_AGO,
-        )],
-        &[("probe", "do_wp_page_kprobe"), ("stage", "bpf_prog_active")],
+        &[
+            (
+                r#"softdirty_unknown_epochs_total{@,reason="missed_probe_runs"}"#,
+                GREW_LONG_AGO,
+            ),
+            (r#"softdirty_unknown_epochs_total{@,reason="forked"}"#, GREW),
+        ],
+        &[],
     ),
     Case {
         value: "90%",

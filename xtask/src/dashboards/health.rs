@@ -243,6 +243,23 @@ fn resources() -> Vec<Panel> {
         ),
         Panel::new(
             Kind::Lines,
+            "Live pages",
+            "Live pages that are open on each node and get events.",
+            "none",
+            vec![query("sdtrace_page_clients{@}", "{{instance}}")],
+        ),
+        Panel::new(
+            Kind::Stacked,
+            "Live pages let go",
+            "Live pages that sdtrace let go: slow ones did not take their events in time, refused ones were too many at once.",
+            "pages/s",
+            vec![query(
+                "sum by (reason) (rate(sdtrace_page_clients_dropped_total{@}[$__rate_interval]))",
+                "{{reason}}",
+            )],
+        ),
+        Panel::new(
+            Kind::Lines,
             "Open files",
             "File descriptors of sdtrace: one for each program, link and map, and a few more.",
             "none",

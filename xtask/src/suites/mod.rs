@@ -1,11 +1,13 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
 pub mod battery;
+mod compose;
 mod dashboards;
 pub mod detection;
 pub mod faults;
 pub(crate) mod output;
 mod packaging;
+mod prometheus;
 pub mod reproducers;
 pub mod selftest;
 mod service;
@@ -60,6 +62,7 @@ impl Step {
 
 /// All steps, the quickest to fail first. Suites that boot guests are appended here.
 #[must_use]
+#[allow(clippy::too_many_lines, reason = "a list, one entry a step")]
 pub fn steps(extent: Extent) -> Vec<Step> {
     vec![
         Step::new("fmt", "every file is formatted", || {
@@ -99,6 +102,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "guest-transport",
             "static programs and HTTP work in a guest of every kernel",
             move || transport::run(&series(extent)?),
+        ),
+        Step::new(
+            "prometheus",
+            "every query of the dashboards and alerts gives data on a real run, and 500 nodes are no burden",
+            prometheus::run,
         ),
         Step::new(
             "tracing",
