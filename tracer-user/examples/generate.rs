@@ -14,13 +14,22 @@ use sdtrace::{cli, config};
 const CHANGELOG: &str = include_str!("../../packaging/debian/changelog");
 
 /// What every manual page of a command ends with, in the man macros.
-const COMMON: &str = r#".SH "EXIT STATUS"
-0 on success, 1 on a failure, 2 on a mistake in the command line or in the settings.
-.SH "SEE ALSO"
+const COMMON: &str = r#".SH "SEE ALSO"
 The operations manual in
 .I /usr/share/doc/sdtrace/operations.md
 and the description of every metric in
 .IR /usr/share/doc/sdtrace/metrics.md .
+"#;
+
+/// How a command ends, in the man macros.
+const EXIT_STATUS: &str = r#".SH "EXIT STATUS"
+0 on success, 1 on a failure, 2 on a mistake in the command line or in the settings.
+"#;
+
+/// The same for `verdict`.
+const EXIT_STATUS_OF_VERDICT: &str = r#".SH "EXIT STATUS"
+0 if the epoch is trusted, 3 if it is suspect, 4 if it is broken, 5 if that is not known, 2 on a mistake in the command line,
+1 on any other failure.
 "#;
 
 /// What the page of `run` says besides.
@@ -115,6 +124,12 @@ fn page(command: &Command, folder: &Path) -> Result<()> {
     if name == "sdtrace-run" {
         text.write_all(FILES.as_bytes())?;
     }
+    let status = if name == "sdtrace-verdict" {
+        EXIT_STATUS_OF_VERDICT
+    } else {
+        EXIT_STATUS
+    };
+    text.write_all(status.as_bytes())?;
     text.write_all(COMMON.as_bytes())?;
     fs::write(folder.join(format!("{name}.1")), text)?;
     Ok(())

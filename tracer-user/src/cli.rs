@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
 use crate::config::{self, Here, Outside};
+use crate::export::api::query::EpochName;
 use crate::export::metrics::labels::{self, Label};
 use crate::ledger::Limits;
 use crate::probes::verdict::AttachMode;
@@ -44,6 +45,12 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the ledger of a running sdtrace as JSON.
     Dump(DumpArgs),
+    /// Ask a running sdtrace whether the soft-dirty bits of a process can be relied on; for checkpoint scripts.
+    ///
+    /// Exit 0: trusted. 3: suspect, a write could have been missed or a check is incomplete. 4: broken, a write was
+    /// missed. 5: unknown, because the process is not tracked, no sdtrace answers, or the epoch is not final yet. 2 is a
+    /// mistake on the command line, 1 any other failure. Unless it is 0, what must be dumped in full is printed.
+    Verdict(VerdictArgs),
     /// Do each known thing that makes soft-dirty miss a write, and say what happened.
     Battery(crate::battery::Args),
     /// Check and explain the configuration file.
@@ -215,6 +222,42 @@ pub struct DumpArgs {
     /// Seconds to wait for the answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
+}
+
+/// Arguments of `verdict`.
+#[derive(Debug, Args)]
+pub struct VerdictArgs {
+    /// The process, as it is called in the pid namespace of whoever asks.
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub pid: u32,
+    /// Which epoch: its number; `last`, between the two newest clears (after a pre-dump: what it was to read); `open`,
+    /// since the newest clear, as far as is known now.
+    #[arg(long, value_name = "EPOCH", default_value = "last", value_parser = parse_epoch)]
+    pub epoch: EpochName,
+    /// Wait until the epoch is final: about a second after its end.
+    #[arg(long)]
+    pub wait: bool,
+    /// Seconds that --wait waits at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// When the process started, as field 22 of /proc/PID/stat shows it; needed for a process that has ended.
+    #[arg(long, value_name = "TICKS")]
+    pub start_time: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the running sdtrace listens.
+    #[arg(
+        long,
+        env = "SDTRACE_URL",
+        default_value_t = format!("http://{DEFAULT_LISTEN}"),
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub url: String,
+}
+
+fn parse_epoch(text: &str) -> Result<EpochName, String> {
+    EpochName::try_from(text.to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -205,3 +205,34 @@ fn a_reader_that_went_away_is_one_line() {
         "{line}"
     );
 }
+
+/// Whoever gates a checkpoint on the exit code must never read trust out of silence.
+#[test]
+fn a_verdict_that_cannot_be_had_is_unknown() {
+    // A port that nobody listens on: bound, and given back.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{port}");
+    let own = std::process::id().to_string();
+    let output = sdtrace(&["verdict", &own, "--url", &url]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("is `sdtrace run` running"), "{said}");
+    let output = sdtrace(&["verdict", &own, "--url", &url, "--json"])
+        .output()
+        .unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &answer["verdict"]),
+        (Some(5), &"unknown".into())
+    );
+    let output = sdtrace(&["verdict", "4194304", "--url", &url]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    for (arguments, part) in [
+        (&["verdict"][..], "PID"),
+        (&["verdict", "0"], "0 is not in 1..=4194304"),
+        (&["verdict", "1", "--epoch", "newest"], "last or open"),
+    ] {
+        let (code, line) = complains(arguments);
+        assert_eq!((code, line.contains(part)), (2, true), "{line}");
+    }
+}

@@ -15,6 +15,7 @@ mod run;
 mod service;
 mod summary;
 mod traced;
+mod verdict;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::check(&arguments),
         Command::Dump(arguments) => dump::dump(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Verdict(arguments) => verdict::verdict(&arguments),
         Command::Battery(arguments) => Ok(crate::battery::run(&arguments)),
         Command::Config(arguments) => config::config(&arguments).map(|()| ExitCode::SUCCESS),
         Command::SelfTestChild => self_test_child::play().map(|()| ExitCode::SUCCESS),

@@ -218,6 +218,14 @@ pub enum EpochName {
     Open,
 }
 
+impl EpochName {
+    /// Whether the open epoch is meant.
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Open)
+    }
+}
+
 impl TryFrom<String> for EpochName {
     type Error = String;
 
