@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::compare::{Area, Comparison, Known, PageSet, Reason};
 use super::images::{Image, restored};
-use super::judge;
+use super::{gate, judge};
 use crate::oracle::{Oracle, Settings};
 use crate::soak::pagemap::{Pagemap, vmas};
 use crate::suite::daemon::Daemon;
@@ -25,7 +25,7 @@ pub const PRE_DUMPS: usize = 3;
 /// Threads of the oracle.
 pub const THREADS: usize = 4;
 /// How long the oracle writes between two of them.
-const WRITING: Duration = Duration::from_millis(400);
+pub(super) const WRITING: Duration = Duration::from_millis(400);
 /// KSM is waited for until it has gone round this often: it merges what did not change between two rounds.
 const SCANS: u64 = 3;
 const KSM: &str = "/sys/kernel/mm/ksm";
@@ -65,6 +65,8 @@ pub struct Summary {
     pub kernel: String,
     /// One for each target.
     pub series: Vec<judge::Judged>,
+    /// The script that asks sdtrace for verdicts, without and with KSM.
+    pub gates: Vec<gate::Gated>,
 }
 
 /// Runs everything, prints a table, leaves `criu.json` in `out`, and returns whether all is as it must be.
@@ -85,6 +87,8 @@ pub fn run(attach: &str, out: &Path) -> Result<bool> {
         let (scrape, ledger) = (daemon.scrape()?, daemon.ledger()?);
         judged.push(judge::judge(&series, &ledger, &scrape)?);
     }
+    let gates = [false, true].map(|ksm| gate::run(ksm, out));
+    let gates = gates.into_iter().collect::<Result<_>>()?;
     let words = daemon.said();
     let status = daemon.end(Signal::TERM)?;
     ensure!(
@@ -95,10 +99,16 @@ pub fn run(attach: &str, out: &Path) -> Result<bool> {
         criu: criu.lines().collect::<Vec<_>>().join(", "),
         kernel: kernel.trim().to_owned(),
         series: judged,
+        gates,
     };
     fs::write(out.join("criu.json"), serde_json::to_vec_pretty(&summary)?)?;
     print!("{}", judge::table(&summary));
-    Ok(summary.series.iter().all(|series| series.failures.is_empty()))
+    for gated in &summary.gates {
+        print!("{}", gate::table(gated));
+    }
+    let failures = summary.series.iter().map(|series| &series.failures);
+    let failures = failures.chain(summary.gates.iter().map(|gated| &gated.failures));
+    Ok(failures.into_iter().all(Vec::is_empty))
 }
 
 /// One target from its start to its dump.
@@ -263,10 +273,10 @@ fn said(command: &mut Command) -> Result<String> {
 }
 
 /// KSM at full speed, until this is dropped.
-struct Ksm;
+pub(super) struct Ksm;
 
 impl Ksm {
-    fn start() -> Result<Self> {
+    pub(super) fn start() -> Result<Self> {
         for (name, value) in [
             ("pages_to_scan", "10000"),
             ("sleep_millisecs", "10"),
@@ -279,7 +289,7 @@ impl Ksm {
     }
 
     /// Waits until it has seen everything.
-    fn wait() -> Result<()> {
+    pub(super) fn wait() -> Result<()> {
         let scans = || -> Result<u64> {
             let path = format!("{KSM}/full_scans");
             let text = fs::read_to_string(&path).with_context(|| path)?;

@@ -2,9 +2,11 @@
 //!
 //! [`guest`] runs inside: CRIU of a newer Debian suite pre-dumps an [`crate::oracle`] three times and dumps it, without and
 //! with KSM. [`images`] reads what it wrote, [`compare`] holds that against what the oracle knows, [`judge`] says what
-//! must hold, sdtrace's ledger included. This module boots the guest.
+//! must hold, sdtrace's ledger included. [`gate`] runs the script of docs/operations.md that asks for verdicts. This module
+//! boots the guest.
 
 pub mod compare;
+pub mod gate;
 pub mod guest;
 pub mod images;
 pub mod judge;
@@ -15,7 +17,7 @@ use crate::kernels::fetch::{Kernel, Kernels};
 use crate::kernels::modules::ModuleTree;
 use crate::provision::programs::{CRIU, provide};
 use crate::suites::output::Shared;
-use crate::workspace::{build_static, target_dir};
+use crate::workspace::{build_static, root, target_dir};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ pub fn run(kernels: &[Wanted], attach: &str) -> Result<()> {
         .cpus(2)
         .file(&sdtrace, "/usr/bin/sdtrace")
         .file(&soak, "/usr/bin/soak")
+        .file(root().join("packaging/examples/predump-gate.sh"), gate::SCRIPT)
         .file(&criu, "/")
         .out(&out)
         .timeout(TIMEOUT);

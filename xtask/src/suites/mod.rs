@@ -1,5 +1,6 @@
 //! `cargo xtask test`: named steps, each with its time, and one closing line that counts them.
 
+mod api;
 pub mod battery;
 mod compose;
 mod dashboards;
@@ -112,6 +113,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "tracing",
             "sdtrace counts exactly what a workload did, on every kernel in both attach modes",
             move || tracing::run(&series(extent)?),
+        ),
+        Step::new(
+            "api",
+            "the JSON API of the real daemon answers as docs/openapi.json says, and refuses all else",
+            || api::run(Wanted::Series(Series { major: 6, minor: 12 })),
         ),
         Step::new(
             "criu",

@@ -1,0 +1,12 @@
+# Runs in the guest of the test step `api`, until it is interrupted.
+sdtrace run --listen 0.0.0.0:9955 >/out/sdtrace.log 2>&1 &
+daemon=$!
+trap 'kill -TERM $daemon; wait $daemon; exit $?' INT
+until wget -q -O /dev/null http://127.0.0.1:9955/readyz; do
+    kill -0 $daemon || { tail -n 5 /out/sdtrace.log; exit 1; }
+    usleep 200000
+done
+# A process with an epoch every half second.
+sh -c 'while :; do echo 4 >/proc/self/clear_refs; usleep 500000; done' &
+sdtrace battery --disruptive --only ksm-merge,mremap-table-move --rounds 3 >/out/battery.txt 2>&1
+while :; do usleep 200000; done
