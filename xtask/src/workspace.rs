@@ -39,23 +39,29 @@ pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// Builds a program of this workspace as a static binary, which runs in a guest that has no libraries, and returns its
 /// path.
 pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
-    let folder = build_statically(package, "--bin", binary)?;
+    let folder = build_statically(package, "--bin", binary, &[])?;
     Ok(folder.join(binary))
 }
 
 /// Builds an example of the workspace like [`build_static`], and returns where it lies.
 pub fn build_static_example(package: &str, example: &str) -> Result<PathBuf> {
-    let folder = build_statically(package, "--example", example)?;
+    build_static_example_with(package, example, &[])
+}
+
+/// The same with features of the package.
+pub fn build_static_example_with(package: &str, example: &str, features: &[&str]) -> Result<PathBuf> {
+    let folder = build_statically(package, "--example", example, features)?;
     Ok(folder.join("examples").join(example))
 }
 
 /// Returns the folder of the release profile.
-fn build_statically(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+fn build_statically(package: &str, kind: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let mut cargo = clean_command("cargo");
     cargo
         .args(["build", "--quiet", "--locked", "--release", "--target", TARGET])
         .args(["--package", package, kind, name])
+        .args(features.iter().flat_map(|feature| ["--features", *feature]))
         .env("CARGO_TARGET_DIR", target_dir())
         .env(
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",

@@ -312,10 +312,13 @@ impl Agent {
 
     fn answer(&mut self, request: Request) {
         // A file of /proc for each program: too much for every turn.
-        if !matches!(request, Request::Look(_) | Request::Map(..)) {
+        let reads_all = !matches!(request, Request::Look(_) | Request::Map(..));
+        if reads_all {
             self.missed = self.kernel.probes.missed_runs();
         }
-        self.turn(Rows::All);
+        // For a look: clears and findings of this moment; what other rows counted may be a second old.
+        let looks = matches!(request, Request::Look(_));
+        self.turn(if looks { Rows::Cleared } else { Rows::All });
         if let Some(workloads) = &mut self.workloads {
             workloads.update(self.ledger.tallies());
         }

@@ -166,6 +166,20 @@ async fn incidents_come_newest_first_and_can_be_filtered() {
     assert_eq!(second.items[..], all.items[5..10]);
 }
 
+/// What Prometheus keeps does not grow with what is tracked.
+#[tokio::test]
+async fn series_do_not_grow_with_address_spaces() {
+    let mut counts = Vec::new();
+    for address_spaces in [3, 300] {
+        let url = simulated(address_spaces).await;
+        let url = url.replace("/api/v1", "/metrics");
+        let answer = client::get(&url, Duration::from_secs(20)).await.unwrap();
+        let text = String::from_utf8(answer.body).unwrap();
+        counts.push(text.lines().filter(|line| !line.starts_with('#')).count());
+    }
+    assert_eq!(counts[0], counts[1]);
+}
+
 #[tokio::test]
 async fn the_kernel_and_the_causes_are_told() {
     let url = simulated(1).await;

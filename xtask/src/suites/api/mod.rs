@@ -1,6 +1,8 @@
 //! The JSON API of the real daemon, in a guest where it finds real incidents, asked by schemathesis from the host: whatever
 //! the description allows must be answered as it says, everything else must be refused.
 
+mod scale;
+
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;
 use crate::kernels::fetch::Kernels;
@@ -28,8 +30,9 @@ const EXAMPLES: &str = "10";
 /// 503 is described, and a busy machine may well give it now and then.
 const CONFIGURATION: &str = "[checks]\nnot_a_server_error.expected-statuses = [\"2xx\", \"4xx\", 503]\n";
 
-/// Boots the kernel, lets schemathesis ask, and sees that it can fail.
+/// Measures with many address spaces, boots the kernel, lets schemathesis ask, and sees that it can fail.
 pub fn run(wanted: Wanted) -> Result<()> {
+    scale::run()?;
     let sdtrace = build_static("tracer-user", "sdtrace")?;
     let python = packagers::schemathesis()?;
     let kernel = Kernels::open()?.provide(wanted, false)?;
