@@ -2,7 +2,7 @@
 sdtrace run --listen 0.0.0.0:9955 >/out/sdtrace.log 2>&1 &
 daemon=$!
 trap 'kill -TERM $daemon; wait $daemon; exit $?' INT
-until wget -q -O /dev/null http://127.0.0.1:9955/readyz; do
+until wget -q -O /dev/null http://127.0.0.1:9955/readyz 2>/dev/null; do
     kill -0 $daemon || { tail -n 5 /out/sdtrace.log; exit 1; }
     usleep 200000
 done

@@ -6,7 +6,7 @@ mod scale;
 use crate::guest::{Guest, Outcome};
 use crate::kernels::Wanted;
 use crate::kernels::fetch::Kernels;
-use crate::provision::{packagers, run_quietly};
+use crate::provision::packagers;
 use crate::suites::output::Shared;
 use crate::suites::transport::{free_port, get};
 use crate::workspace::{build_static, root, target_dir};
@@ -165,10 +165,18 @@ fn ask(python: &Path, port: u16, folder: &Path, description: Option<&Path>) -> R
             "/api/v1/causes",
         ]),
     };
-    let output = run_quietly(&mut schemathesis)?;
-    let report = folder.join("schemathesis.txt");
+    let asked = schemathesis.output().context("cannot start python3")?;
+    let output = String::from_utf8_lossy(&[asked.stdout, asked.stderr].concat()).into_owned();
+    let report = folder.join(description.map_or("schemathesis.txt", |_| "schemathesis-wrong.txt"));
     fs::write(&report, &output).with_context(|| report.display().to_string())?;
-    for line in String::from_utf8_lossy(&output).lines() {
+    let lines: Vec<_> = output.lines().filter(|line| !line.trim().is_empty()).collect();
+    ensure!(
+        asked.status.success(),
+        "schemathesis is not content (all of it is in {}):\n  {}",
+        report.display(),
+        lines[lines.len().saturating_sub(20)..].join("\n  ")
+    );
+    for line in lines {
         if line.contains("generated") || line.contains("No issues found") {
             println!("{}", line.trim_matches(['=', ' ']));
         }
