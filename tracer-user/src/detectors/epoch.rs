@@ -349,7 +349,12 @@ impl Epoch {
 
     /// What of a dropped-content call hit VMAs that the clear had met.
     pub(super) fn drop_by(&mut self, work: Work, range: Range) {
-        let Some(at_clear) = &self.at_clear else { return };
+        let Some(at_clear) = &self.at_clear else {
+            if self.opened_by_clear().is_some() {
+                self.note_unknown(Unknown::VmasUnknown, 1);
+            }
+            return;
+        };
         let parts: Vec<_> = at_clear
             .overlapping(range)
             .filter(|vma| is_armed(vma.key.flags))

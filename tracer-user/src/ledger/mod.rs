@@ -291,8 +291,9 @@ impl Ledger {
 fn settle(space: &mut Space, now_ns: u64, ends: &mut Ends) -> bool {
     let newest = space.newest();
     space.looked_at = newest;
+    // The rows of a process that has just gone are there still, and no clear comes any more that could change them.
     if space.met_epoch <= newest
-        && space.phase == Phase::Live
+        && !matches!(space.phase, Phase::Ended { .. })
         && let Some(epoch) = space.epoch_mut(newest)
     {
         epoch.vmas_complete = true;

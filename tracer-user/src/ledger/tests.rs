@@ -390,6 +390,17 @@ fn the_vmas_of_an_epoch_are_complete_if_the_daemon_looked_in_time() {
 }
 
 #[test]
+fn the_vmas_of_a_process_that_is_gone_at_the_first_look_are_complete() {
+    let mut world = World::new(64, 64, Limits::default());
+    world.take(&Step::Spawn(2));
+    world.take(&Step::Clear(0, 7));
+    world.take(&Step::End(0, false));
+    world.look_at_cleared(usize::MAX);
+    let epoch = &world.dump().address_spaces[0].epochs[0];
+    assert!(epoch.vmas_complete && epoch.vmas.iter().all(|vma| vma.armed_at_clear));
+}
+
+#[test]
 fn a_fork_has_an_epoch_of_its_own_and_knows_its_parent() {
     let mut world = World::new(64, 64, Limits::default());
     world.take(&Step::Spawn(1));

@@ -1,5 +1,4 @@
-//! Soft-dirty broken on purpose: with the test module loaded the bugs of class A must be found, without it they must not;
-//! and sdtrace must report the bug of 2014 before and after the write.
+//! Soft-dirty broken on purpose: with the test module loaded the bugs of class A must be found, without it they must not.
 
 use super::output::Shared;
 use super::two_at_a_time;
@@ -10,7 +9,7 @@ use crate::kernels::fetch::{Kernel, Kernels};
 use crate::provision::run_quietly;
 use crate::workspace::{build_static, root};
 use anyhow::{Context as _, Result, bail, ensure};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 const SCRIPT: &str = include_str!("faults.sh");
@@ -18,10 +17,7 @@ const MODULE: &str = "softdirty_faults";
 
 /// Builds the module against each kernel's headers and tests with it in a guest.
 pub fn run(kernels: &[Wanted]) -> Result<()> {
-    let programs = [
-        build_static("tracer-user", "sdtrace")?,
-        build_static("xtask", "cross-check")?,
-    ];
+    let program = build_static("tracer-user", "sdtrace")?;
     let cache = Kernels::open()?;
     let mut ready = Vec::new();
     for wanted in kernels {
@@ -29,7 +25,7 @@ pub fn run(kernels: &[Wanted]) -> Result<()> {
         let headers = Headers::provide(&kernel)?;
         ready.push((kernel, headers));
     }
-    let results = two_at_a_time(&ready, |(kernel, headers)| test(kernel, headers, &programs));
+    let results = two_at_a_time(&ready, |(kernel, headers)| test(kernel, headers, &program));
     let mut failures = Vec::new();
     for ((kernel, _), result) in ready.iter().zip(results) {
         match result {
@@ -41,7 +37,7 @@ pub fn run(kernels: &[Wanted]) -> Result<()> {
     Ok(())
 }
 
-fn test(kernel: &Kernel, headers: &Headers, [sdtrace, cross_check]: &[PathBuf; 2]) -> Result<String> {
+fn test(kernel: &Kernel, headers: &Headers, program: &Path) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let source = root().join("xtask/module");
     let module = headers.build_module(&source, MODULE, folder.path())?;
@@ -55,8 +51,7 @@ fn test(kernel: &Kernel, headers: &Headers, [sdtrace, cross_check]: &[PathBuf; 2
     let said = Shared::default();
     let report = Guest::new(kernel.clone(), ["sh", "-c", SCRIPT])
         .disk(true)
-        .file(sdtrace, "/bin/sdtrace")
-        .file(cross_check, "/bin/cross-check")
+        .file(program, "/bin/sdtrace")
         .file(&driver, "/bin/driver-mapping")
         .file(&module, "/softdirty_faults.ko")
         .run(said.clone())?;
