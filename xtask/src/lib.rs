@@ -22,6 +22,7 @@ pub mod headers;
 pub mod kernels;
 pub mod oracle;
 pub mod packaging;
+pub mod page;
 pub mod provision;
 pub mod soak;
 pub mod suite;

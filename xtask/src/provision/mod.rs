@@ -1,6 +1,7 @@
 //! Brings what the machine lacks, and says what and why.
 
 pub mod apt;
+pub mod browser;
 pub mod packagers;
 pub mod programs;
 pub mod promtool;

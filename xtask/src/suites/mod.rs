@@ -9,6 +9,7 @@ pub mod faults;
 pub(crate) mod output;
 mod packaging;
 mod prometheus;
+mod page;
 pub mod reproducers;
 pub mod selftest;
 mod service;
@@ -64,6 +65,7 @@ impl Step {
 /// All steps, the quickest to fail first. Suites that boot guests are appended here.
 #[must_use]
 #[allow(clippy::too_many_lines, reason = "a list, one entry a step")]
+#[allow(clippy::too_many_lines, reason = "a list of steps")]
 pub fn steps(extent: Extent) -> Vec<Step> {
     let mut steps = vec![
         Step::new("fmt", "every file is formatted", || {
@@ -138,6 +140,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "service",
             "the Debian package runs under Debian's systemd, and is restarted when it hangs",
             || service::run(Wanted::Series(Series { major: 6, minor: 1 })),
+        ),
+        Step::new(
+            "page",
+            "the live page shows in a real browser what a guest's kernel misses, as it happens",
+            || page::run(Wanted::Series(Series { major: 6, minor: 12 })),
         ),
         Step::new(
             "battery",
