@@ -20,6 +20,8 @@ use crate::suite::daemon::Daemon;
 pub const PAGE_PORT: u16 = 9955;
 /// Where the stage listens.
 pub const CONTROL_PORT: u16 = 9956;
+/// How long the host may take to say what it wants.
+const WORD: Duration = Duration::from_secs(10);
 /// Between two clears of one steady process.
 const ROUND: Duration = Duration::from_secs(4);
 
@@ -95,6 +97,7 @@ impl Stage {
         let mut words = act.split_whitespace();
         let name = words.next().unwrap_or_default();
         match name {
+            "hello" => Ok(json!({})),
             "start" => self.start_daemon().map(|()| json!({})),
             "stop" => self.stop_daemon().map(|()| json!({})),
             "steady" => {
@@ -143,7 +146,6 @@ pub fn run(out: &Path) -> Result<()> {
         scenes: Vec::new(),
     };
     for connection in listener.incoming() {
-        // Whoever looks whether anybody listens says nothing.
         if !serve(&mut stage, connection?)? {
             break;
         }
@@ -151,19 +153,23 @@ pub fn run(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One line is an act, the answer is a line of JSON. Returns whether the play goes on.
-fn serve(stage: &mut Stage, connection: TcpStream) -> Result<bool> {
-    let mut answers = connection.try_clone()?;
-    for line in BufReader::new(connection).lines() {
-        let Ok(line) = line else { break };
-        if line == "end" {
-            writeln!(answers, "{{}}")?;
-            return Ok(false);
-        }
-        let answer = stage
-            .act(&line)
-            .unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
-        writeln!(answers, "{answer}")?;
+/// One connection is one act: a line, and as the answer a line of JSON. Returns whether the play goes on.
+fn serve(stage: &mut Stage, mut connection: TcpStream) -> Result<bool> {
+    connection.set_read_timeout(Some(WORD))?;
+    let mut line = String::new();
+    // Whoever only looks whether anybody is here says nothing.
+    if BufReader::new(&connection).read_line(&mut line).is_err() || line.is_empty() {
+        return Ok(true);
     }
-    Ok(true)
+    let act = line.trim();
+    let answer = if act == "end" {
+        json!({})
+    } else {
+        stage
+            .act(act)
+            .unwrap_or_else(|error| json!({"error": format!("{error:#}")}))
+    };
+    // The host may have given up; it says so itself.
+    let _ = writeln!(connection, "{answer}");
+    Ok(act != "end")
 }

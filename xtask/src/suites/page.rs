@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The whole takes one to two minutes under emulation; more when the host is busy.
-const TIMEOUT: Duration = Duration::from_mins(9);
+const TIMEOUT: Duration = Duration::from_mins(15);
 
 const SCRIPT: &str = include_str!("page.mjs");
 
