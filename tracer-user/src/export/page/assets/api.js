@@ -147,6 +147,7 @@ const SILENCE = 12_000;
 /** Listens until the page is closed. */
 export function connect() {
   let source = null;
+  let opened = 0;
   const hear = (link = "live") => {
     store.heard = Date.now();
     if (store.link !== link) {
@@ -161,6 +162,7 @@ export function connect() {
     });
   const open = () => {
     source?.close();
+    opened = Date.now();
     source = new EventSource("/api/v1/events");
     let first = true;
     on("health", (health) => {
@@ -198,8 +200,10 @@ export function connect() {
   };
   open();
   setInterval(() => {
-    if (store.link === "live" && Date.now() - store.heard > SILENCE) {
+    // A connection that hangs, before or after it was made, is given up.
+    if (Date.now() - Math.max(store.heard, opened) > SILENCE) {
       store.link = "lost";
+      touch("link");
       open();
     }
     touch("clock");
