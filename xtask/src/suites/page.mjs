@@ -181,7 +181,7 @@ async function incidents() {
   }
   assert.equal(await page.evaluate(() => window.sameDocument), true);
   await eventually("the sentence for those who listen", async () => assert.match(await text("#spoken"), /incident/));
-  await eventually("the line about those that ended", async () => assert.match(await text("#subline"), /had missed writes/));
+  await eventually("the line about those that ended", async () => assert.match(await text("#headline"), /3 processes that ended had missed writes/));
   say(`incidents came without a reload: ${found.map(({ cause, pages }) => `${cause} ${pages}`).join(", ")}`);
   return found;
 }

@@ -44,8 +44,8 @@ function compute() {
   const way = view.down ? -1 : 1;
   kept.sort(([a, x], [b, y]) => {
     if (a !== b) return a < b ? -way : way;
-    // Among equals: what lost most, then who was cleared last.
-    return y.missed_pages - x.missed_pages || (y.last_clear_unix ?? 0) - (x.last_clear_unix ?? 0) || x.id - y.id;
+    // Among equals: what lost most; then nothing that changes, or rows would jump under the pointer.
+    return y.missed_pages - x.missed_pages || x.id - y.id;
   });
   rows = kept.map(([, process]) => process);
 }

@@ -39,6 +39,8 @@ function route() {
 
 function headline() {
   const sums = list.counted();
+  const ended = [...store.processes.values()].filter((process) => process.state !== "live");
+  const lost = ended.filter((process) => process.missed_pages > 0).length;
   const title = place("headline");
   const say = (words, verdict) => {
     title.textContent = words;
@@ -46,19 +48,18 @@ function headline() {
   };
   if (!store.loaded) say(store.health?.starting ? "sdtrace is starting." : "Looking at what is tracked…", "open");
   else if (store.processes.size === 0) say("Nothing is tracked yet.", "open");
+  else if (sums.broken === 0 && lost > 0) say(`${plural(lost, "process", "processes")} that ended had missed writes.`, "broken");
   else if (sums.live === 0) say("No tracked process is alive.", "open");
   else if (sums.broken > 0) say(`Writes were missed in ${count(sums.broken)} of ${plural(sums.live, "process", "processes")}.`, "broken");
   else if (sums.suspect > 0) say(`${count(sums.suspect)} of ${plural(sums.live, "process", "processes")} cannot be trusted as they are.`, "suspect");
   else say(`Nothing was found in ${plural(sums.live, "process", "processes")}.`, "trusted");
-  const ended = [...store.processes.values()].filter((process) => process.state !== "live");
-  const lost = ended.filter((process) => process.missed_pages > 0).length;
   const words = {
-    broken: "Dump their ranges in full; the newest epoch of each says which.",
+    broken: sums.broken === 0 ? `Nothing was missed in the ${count(sums.live)} that live, as far as is known now.` : "Dump their ranges in full; the newest epoch of each says which.",
     suspect: "No write is known to be missed. Each says what could not be checked, or would be missed.",
     trusted: "Every check is complete as far as it has come.",
     open: "",
   }[title.dataset.verdict];
-  const before = lost > 0 ? ` Of those that ended, ${count(lost)} had missed writes.` : "";
+  const before = lost > 0 && sums.broken > 0 ? ` Of those that ended, ${count(lost)} had missed writes.` : "";
   place("subline").textContent = store.loaded ? words + before : "";
   document.title = sums.broken > 0 ? `✕ ${sums.broken} · sdtrace` : "sdtrace";
 }

@@ -60,7 +60,11 @@ function lane(process, at, width, label, from, now) {
   const y = TOP + at * LANE;
   const x = (unix) => label + ((Math.min(Math.max(unix, from), now) - from) / (now - from)) * (width - label);
   const group = s("g", {});
-  const name = s("a", { href: `#/process/${process.id}`, tabindex: "-1" });
+  // For the mouse only: the list below has the same links.
+  const name = s("g", { class: "go" });
+  name.addEventListener("click", () => {
+    location.hash = `#/process/${process.id}`;
+  });
   const words = `${process.comm ?? "?"}${process.pid ? ` ${process.pid}` : ""}`;
   const most = Math.floor(label / 7.2) - 1;
   const pid = process.pid ? ` ${process.pid}` : "";
