@@ -8,8 +8,8 @@ pub mod detection;
 pub mod faults;
 pub(crate) mod output;
 mod packaging;
-mod prometheus;
 mod page;
+mod prometheus;
 pub mod reproducers;
 pub mod selftest;
 mod service;
@@ -65,7 +65,6 @@ impl Step {
 /// All steps, the quickest to fail first. Suites that boot guests are appended here.
 #[must_use]
 #[allow(clippy::too_many_lines, reason = "a list, one entry a step")]
-#[allow(clippy::too_many_lines, reason = "a list of steps")]
 pub fn steps(extent: Extent) -> Vec<Step> {
     let mut steps = vec![
         Step::new("fmt", "every file is formatted", || {

@@ -394,13 +394,13 @@ try {
   assert.deepEqual(complaints, [], "the browser complains");
   await away_and_back();
   assert.deepEqual(strangers, [], "a request left the origin");
-  await act(process.env.PAGE_KEEP ? "stop" : "end").catch(() => {});
+  await act("end").catch(() => {});
   say("all is well");
 } catch (error) {
   console.error(`page: ${error.stack}`);
   for (const complaint of complaints) console.error(`page: the browser said: ${complaint}`);
   await picture("failure").catch(() => {});
-  await act(process.env.PAGE_KEEP ? "stop" : "end").catch(() => {});
+  await act("end").catch(() => {});
   process.exitCode = 1;
 } finally {
   writeFileSync(path.join(PAGE_FOLDER, "steps.txt"), `${seen.join("\n")}\n`);
