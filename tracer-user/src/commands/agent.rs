@@ -13,7 +13,7 @@ use super::audits::{Audits, Demand, Finished, due};
 use super::fault_log::log_fault;
 use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
-use super::traced::{Kernel, records_to_wait_for};
+use super::traced::{Kernel, note_gone_predecessor, records_to_wait_for};
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::metrics::Metrics;
@@ -287,6 +287,7 @@ impl Agent {
         }
         // After the look: the detectors ask which VMAs a clear met, and rows tell.
         for record in records.drain(..) {
+            note_gone_predecessor(&mut self.detectors, &record, &Procfs);
             self.detectors.apply(&record, &self.ledger);
         }
         self.records = records;

@@ -73,6 +73,8 @@ pub(super) struct Epoch {
     pub(super) seen: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
     pub(super) blind: [u64; Blind::ALL.len()],
+    /// The process that opened it is known to have ended.
+    pub(super) opener_is_gone: bool,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
 }
@@ -107,6 +109,7 @@ impl Epoch {
             seen: RangeSet::default(),
             unknown,
             blind,
+            opener_is_gone: false,
             audited: None,
         }
     }

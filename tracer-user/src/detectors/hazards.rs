@@ -179,8 +179,14 @@ pub(super) fn closing_clear(epoch: &mut Epoch, number: u32, clear: &ClearRecord)
     if clear.read_epoch == number && clear.writes_after_read > 0 {
         note(Cause::ReadClearGap, clear.writes_after_read);
     }
+    // Some trackers are a new process each time, CRIU's pre-dumps for one: after the process that opened the epoch has
+    // ended, one of the same name that clears what has been read in this epoch takes over from it.
+    let takes_over = |opened: &ClearRecord| {
+        epoch.opener_is_gone && opened.tracker.comm == clear.tracker.comm && clear.read_epoch == number
+    };
     if let Some(opened) = epoch.opened_by_clear()
         && !same_process(&opened.tracker, &clear.tracker)
+        && !takes_over(opened)
         && epoch.findings.hazard_without_range(Cause::ForeignClear, 1, sight)
     {
         new.push(Cause::ForeignClear);

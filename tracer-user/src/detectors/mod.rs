@@ -28,7 +28,9 @@ mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
+use tracer_common::records::{
+    Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TaskIdentity, TrackRecord,
+};
 use tracer_common::tracked::ORIGIN_FORK;
 
 pub use brief::{CauseBrief, EpochBrief, SpaceBrief};
@@ -291,10 +293,39 @@ impl Detectors {
             Some(at_clear) => at_clear.aliased_bytes(),
             None => aliased_before,
         };
+        let met_now = epoch.at_clear.clone();
         self.losses.note_start(epoch, clear.first_walk_ns);
         let new = hazards::opening_clear(epoch, clear);
+        if let Some(closed) = number
+            .checked_sub(1)
+            .and_then(|before| space.epochs.get_mut(&before))
+            && let (Some(at_clear), Some(met_now)) = (&closed.at_clear, &met_now)
+        {
+            let aliased = &mut closed.blind[Blind::WritableAlias as usize];
+            *aliased = aliased.saturating_sub(at_clear.aliased_bytes_gone(met_now));
+        }
         self.totals.hazards(&new);
         self.touched.insert((clear.birth, number));
+    }
+
+    /// The process that opened the epoch which this clear ends, if it is another one than cleared now.
+    #[must_use]
+    pub fn predecessor(&self, clear: &ClearRecord) -> Option<TaskIdentity> {
+        let epochs = &self.spaces.get(&clear.birth)?.epochs;
+        let opened = epochs.get(&clear.epoch.checked_sub(1)?)?.opened_by_clear()?;
+        (!hazards::same_process(&opened.tracker, &clear.tracker)).then_some(opened.tracker)
+    }
+
+    /// The [`Self::predecessor`] has ended. To be told before the clear is applied.
+    pub fn note_predecessor_gone(&mut self, clear: &ClearRecord) {
+        if let Some(space) = self.spaces.get_mut(&clear.birth)
+            && let Some(closed) = clear
+                .epoch
+                .checked_sub(1)
+                .and_then(|before| space.epochs.get_mut(&before))
+        {
+            closed.opener_is_gone = true;
+        }
     }
 
     fn track(&mut self, track: &TrackRecord) {

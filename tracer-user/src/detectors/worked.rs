@@ -285,11 +285,26 @@ impl AtClear {
     /// Bytes of shared memory that is mapped a second time, by anybody: what is written there sets no bit here.
     /// Mappings of other parts of the same file by the same process are no second mapping.
     pub(super) fn aliased_bytes(&self) -> u64 {
+        self.aliased().map(|vma| vma.range().len()).sum()
+    }
+
+    /// The part of [`Self::aliased_bytes`] in VMAs that the clear at the end of the epoch did not meet any more: they
+    /// are gone, and so is what anybody wrote there.
+    pub(super) fn aliased_bytes_gone(&self, next: &Self) -> u64 {
+        let is_there = |vma: &VmaAtClear| {
+            next.overlapping(vma.range())
+                .any(|other| (other.inode, other.device) == (vma.inode, vma.device))
+        };
+        let gone = self.aliased().filter(|vma| !is_there(vma));
+        gone.map(|vma| vma.range().len()).sum()
+    }
+
+    fn aliased(&self) -> impl Iterator<Item = &VmaAtClear> {
         let mut files = BTreeMap::<_, Vec<&VmaAtClear>>::new();
         for vma in self.vmas.iter().filter(|vma| vma.is_shared()) {
             files.entry((vma.inode, vma.device)).or_default().push(vma);
         }
-        files.into_values().map(aliased_bytes_of_file).sum()
+        files.into_values().flat_map(aliased_of_file)
     }
 
     /// Bytes of shared memory.
@@ -306,21 +321,21 @@ impl AtClear {
     }
 }
 
-/// Of the shared mappings of one file by one process, the bytes of those that are not the only ones of their pages.
-fn aliased_bytes_of_file(mut vmas: Vec<&VmaAtClear>) -> u64 {
+/// Of the shared mappings of one file by one process, those that are not the only ones of their pages.
+fn aliased_of_file(mut vmas: Vec<&VmaAtClear>) -> Vec<&VmaAtClear> {
     vmas.sort_by_key(|vma| vma.offset);
     let mut end_before = 0;
-    let mut bytes = 0;
+    let mut aliased = Vec::new();
     for (at, vma) in vmas.iter().enumerate() {
         let pages = vma.file_pages();
         let next = vmas.get(at + 1).map_or(u64::MAX, |next| next.offset);
         let by_others = vma.shared_mappings as usize > vmas.len();
         if by_others || pages.start < end_before || pages.end > next {
-            bytes += vma.range().len();
+            aliased.push(*vma);
         }
         end_before = end_before.max(pages.end);
     }
-    bytes
+    aliased
 }
 
 /// Why content was dropped by what the target asked for, if it was.

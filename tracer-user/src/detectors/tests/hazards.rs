@@ -194,6 +194,61 @@ fn shared_memory_that_is_mapped_twice_is_blind() {
 }
 
 #[test]
+fn a_mapping_that_is_gone_at_the_next_clear_hid_nothing() {
+    let mapped = |start, inode| VmaAtClear {
+        inode,
+        shared_mappings: 2,
+        ..shared(start, 16)
+    };
+    let blind_after = |next: Vec<VmaAtClear>| {
+        let mut story = Story::new();
+        story.clear(1, vec![mapped(0, 9), mapped(64, 10)]);
+        assert_eq!(story.of(1).blind_bytes["writable_alias"], 32 * PAGE);
+        story.clear(2, next);
+        story
+            .of(1)
+            .blind_bytes
+            .get("writable_alias")
+            .copied()
+            .unwrap_or(0)
+    };
+    assert_eq!(blind_after(vec![mapped(0, 9), mapped(64, 10)]), 32 * PAGE);
+    assert_eq!(blind_after(vec![mapped(0, 9)]), 16 * PAGE);
+    // Another file is mapped there now.
+    assert_eq!(blind_after(vec![mapped(0, 11), mapped(64, 12)]), 0);
+    assert_eq!(blind_after(vec![]), 0);
+}
+
+#[test]
+fn a_tracker_that_is_a_new_process_each_time_takes_over() {
+    let foreign = |read_epoch, comm: u8, gone: bool| {
+        let mut story = Story::new();
+        story.clear(1, vec![]);
+        let coming = ClearRecord {
+            birth: BIRTH,
+            epoch: 2,
+            tracker: task(8),
+            ..ClearRecord::default()
+        };
+        assert_eq!(story.detectors.predecessor(&coming), Some(task(7)));
+        if gone {
+            story.detectors.note_predecessor_gone(&coming);
+        }
+        story.clear_with(2, vec![], |clear| {
+            clear.tracker = task(8);
+            clear.tracker.comm[0] = comm;
+            clear.read_epoch = read_epoch;
+        });
+        !story.found(1).is_empty()
+    };
+    let same = task(8).comm[0];
+    assert!(!foreign(1, same, true));
+    assert!(foreign(1, same, false), "the other one lives");
+    assert!(foreign(0, same, true), "it has not read what it cleared");
+    assert!(foreign(1, same + 1, true), "another program");
+}
+
+#[test]
 fn what_took_the_place_of_another_mapping_and_was_swallowed() {
     let mut story = Story::new();
     story.clear(1, vec![private(0, 64), shared(64, 64)]);
