@@ -151,11 +151,11 @@ const CASES: &[Case] = &[
     case(
         "SoftDirtyForeignClear",
         &[(
-            r#"softdirty_epochs_ended_total{@,reason="clear_other_tracker"}"#,
+            r#"softdirty_hazards_total{@,cause="foreign-clear"}"#,
             GREW,
         )],
         &[(
-            r#"softdirty_epochs_ended_total{@,reason="clear_same_tracker"}"#,
+            r#"softdirty_epochs_ended_total{@,reason="clear_other_tracker"}"#,
             GREW,
         )],
         &[],

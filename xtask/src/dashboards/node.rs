@@ -108,7 +108,7 @@ fn epochs() -> Vec<Panel> {
         Panel::new(
             Kind::Stacked,
             "Ends of epochs",
-            "Why epochs ended. clear_other_tracker: two trackers take each other's changes away.",
+            "Why epochs ended. clear_other_tracker: another process cleared, the next run of CRIU or a second tracker.",
             "epochs/s",
             vec![query(
                 "sum by (reason) (rate(softdirty_epochs_ended_total{@}[$__rate_interval]))",
