@@ -150,10 +150,7 @@ const CASES: &[Case] = &[
     },
     case(
         "SoftDirtyForeignClear",
-        &[(
-            r#"softdirty_hazards_total{@,cause="foreign-clear"}"#,
-            GREW,
-        )],
+        &[(r#"softdirty_hazards_total{@,cause="foreign-clear"}"#, GREW)],
         &[(
             r#"softdirty_epochs_ended_total{@,reason="clear_other_tracker"}"#,
             GREW,
