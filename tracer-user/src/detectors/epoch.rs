@@ -40,6 +40,15 @@ pub(super) enum Ending {
     Unseen,
 }
 
+/// What is known of the process that opened an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opener {
+    /// It lives, or nobody has asked.
+    Alive,
+    /// It has ended.
+    Gone,
+}
+
 /// An epoch.
 #[derive(Clone, Debug)]
 pub(super) struct Epoch {
@@ -73,8 +82,7 @@ pub(super) struct Epoch {
     pub(super) seen: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
     pub(super) blind: [u64; Blind::ALL.len()],
-    /// The process that opened it is known to have ended.
-    pub(super) opener_is_gone: bool,
+    pub(super) opener: Opener,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
 }
@@ -109,7 +117,7 @@ impl Epoch {
             seen: RangeSet::default(),
             unknown,
             blind,
-            opener_is_gone: false,
+            opener: Opener::Alive,
             audited: None,
         }
     }

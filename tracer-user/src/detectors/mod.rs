@@ -44,7 +44,7 @@ pub use tell::{CauseFound, Detection, Reason, Summary};
 pub use verdict::{LOSSES, Unknown, Verdict};
 pub use worked::VmaAtClear;
 
-use epoch::{Ending, Epoch, Opening};
+use epoch::{Ending, Epoch, Opener, Opening};
 use findings::{Budget, Counted};
 use hazards::born_writable;
 use tell::Totals;
@@ -324,7 +324,7 @@ impl Detectors {
                 .checked_sub(1)
                 .and_then(|before| space.epochs.get_mut(&before))
         {
-            closed.opener_is_gone = true;
+            closed.opener = Opener::Gone;
         }
     }
 
