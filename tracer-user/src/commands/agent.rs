@@ -292,7 +292,12 @@ impl Agent {
         }
         self.records = records;
         self.detect(losses, now_ns);
+        let finished = self.detectors.take_finished();
         if let Some(workloads) = &mut self.workloads {
+            for (birth, verdict) in finished {
+                let details = self.ledger.describe(birth).and_then(|space| space.details);
+                workloads.finished(details.as_ref().map(|details| details.cgroup.as_str()), verdict);
+            }
             for departed in self.ledger.take_departed() {
                 workloads.depart(&departed);
             }

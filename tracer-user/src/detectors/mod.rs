@@ -166,6 +166,8 @@ pub struct Detectors {
     touched: BTreeSet<(u64, u32)>,
     /// Address spaces with new ranges to verify.
     moved: BTreeSet<u64>,
+    /// See [`Self::take_finished`].
+    just_finished: Vec<(u64, Verdict)>,
     /// When finished epochs were forgotten last.
     forgot_ns: u64,
     /// Finished epochs with ranges, oldest first.
@@ -184,6 +186,7 @@ impl Detectors {
             losses: losses::State::default(),
             touched: BTreeSet::new(),
             moved: BTreeSet::new(),
+            just_finished: Vec::new(),
             forgot_ns: 0,
             detailed: VecDeque::new(),
         }
@@ -361,6 +364,11 @@ impl Detectors {
         }
     }
 
+    /// The epochs that have been finished since the last call: address space and verdict.
+    pub fn take_finished(&mut self) -> Vec<(u64, Verdict)> {
+        std::mem::take(&mut self.just_finished)
+    }
+
     /// Whether an epoch waits for a full sample of losses to be finished.
     #[must_use]
     pub fn is_anything_over(&self, now_ns: u64) -> bool {
@@ -428,6 +436,7 @@ impl Detectors {
             }
         }
         self.totals.finished(epoch);
+        self.just_finished.push((birth, epoch.verdict()));
         space.finished.note(number, epoch);
         self.touched.insert((birth, number));
         if epoch.findings.standing().next().is_some() {

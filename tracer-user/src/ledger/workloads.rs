@@ -14,11 +14,24 @@ pub enum Measure {
     Clears,
     /// Epochs that began, by a clear or otherwise.
     Epochs,
+    /// Finished epochs that are trusted. The ledger does not know; the detectors do.
+    Trusted,
+    /// The same, suspect.
+    Suspect,
+    /// The same, broken.
+    Broken,
 }
 
 impl Measure {
     /// Every measure.
-    pub const ALL: [Self; 3] = [Self::Faults, Self::Clears, Self::Epochs];
+    pub const ALL: [Self; 6] = [
+        Self::Faults,
+        Self::Clears,
+        Self::Epochs,
+        Self::Trusted,
+        Self::Suspect,
+        Self::Broken,
+    ];
 }
 
 /// A number for each measure, by its place in [`Measure::ALL`].
@@ -71,6 +84,7 @@ fn tally(space: &Space) -> Tally<'_> {
             Measure::Faults => space.counts().faults(),
             Measure::Clears => epochs.saturating_sub(u64::from(without_clear)),
             Measure::Epochs => epochs,
+            Measure::Trusted | Measure::Suspect | Measure::Broken => 0,
         }),
     }
 }

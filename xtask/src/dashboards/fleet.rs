@@ -223,11 +223,13 @@ fn workloads() -> Vec<Panel> {
             Kind::Table(vec!["cluster", "job", "instance", "workload_kind", "workload"]),
             "Workloads",
             "Containers and systemd units that are tracked, with what they did in the chosen time. `other` is everything that \
-             has no series of its own. Which of their epochs are broken is told process by process by `sdtrace dump`.",
+             has no series of its own. Broken and suspect are finished epochs; `sdtrace dump` names the processes.",
             "none",
             vec![
                 query("sum by (cluster, job, instance, workload_kind, workload) (softdirty_workload_address_spaces{@})", "address spaces"),
                 query("sum by (cluster, job, instance, workload_kind, workload) (increase(softdirty_workload_epochs_total{@}[$__range]))", "epochs"),
+                query("sum by (cluster, job, instance, workload_kind, workload) (increase(softdirty_workload_verdicts_total{@,verdict=\"broken\"}[$__range]))", "broken"),
+                query("sum by (cluster, job, instance, workload_kind, workload) (increase(softdirty_workload_verdicts_total{@,verdict=\"suspect\"}[$__range]))", "suspect"),
                 query("sum by (cluster, job, instance, workload_kind, workload) (increase(softdirty_workload_clears_total{@}[$__range]))", "clears"),
                 query("sum by (cluster, job, instance, workload_kind, workload) (increase(softdirty_workload_write_notify_faults_total{@}[$__range]))", "write-notify faults"),
             ],

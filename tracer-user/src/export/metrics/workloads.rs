@@ -10,6 +10,7 @@ use prometheus::proto::MetricFamily;
 
 use super::family::Family;
 use super::reading::Reading;
+use crate::detectors::Verdict;
 use crate::ledger::{Measure, Measured, Tally};
 use crate::workload::{Kind, Name, Workload};
 
@@ -93,6 +94,15 @@ impl Workloads {
             self.waiting.entry(name).or_default(),
             growth(&tally.measured, &before),
         );
+    }
+
+    /// Takes in an epoch that is finished, of a process in this cgroup.
+    pub fn finished(&mut self, cgroup: Option<&str>, verdict: Verdict) {
+        let mut name = cgroup.and_then(|cgroup| Workload::of(cgroup).name());
+        if self.waiting.len() >= MOST_WAITING && !self.waiting.contains_key(&name) {
+            name = None;
+        }
+        self.waiting.entry(name).or_default()[measure_of(verdict) as usize] += 1;
     }
 
     /// Takes in how every address space of the ledger stands.
@@ -233,6 +243,14 @@ fn name_of(tally: &Tally<'_>) -> Option<Name> {
     Workload::of(tally.cgroup.as_deref()?).name()
 }
 
+const fn measure_of(verdict: Verdict) -> Measure {
+    match verdict {
+        Verdict::Trusted => Measure::Trusted,
+        Verdict::Suspect => Measure::Suspect,
+        Verdict::Broken => Measure::Broken,
+    }
+}
+
 fn growth(now: &Measured, before: &Measured) -> Measured {
     std::array::from_fn(|at| now[at].saturating_sub(before[at]))
 }
@@ -248,10 +266,9 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
     let Some(top) = &reading.workloads else {
         return Vec::new();
     };
-    let mut families: Vec<_> = Measure::ALL
+    let mut families: Vec<_> = DESCRIBED
         .into_iter()
-        .map(|measure| {
-            let (name, help) = described(measure);
+        .map(|(measure, name, help)| {
             let help = format!("{help}, by workload; only with --top-workloads.");
             let mut family = Family::counter(name, &help);
             for (kind, name, measured, _) in &top.series {
@@ -261,6 +278,21 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
             family.done()
         })
         .collect();
+    let mut verdicts = Family::counter(
+        "softdirty_workload_verdicts_total",
+        "Finished epochs by verdict, by workload; only with --top-workloads.",
+    );
+    for (kind, name, measured, _) in &top.series {
+        for verdict in Verdict::ALL {
+            let labels = [
+                ("workload_kind", kind.as_str()),
+                ("workload", name.as_str()),
+                ("verdict", verdict.label()),
+            ];
+            verdicts.add(&labels, measured[measure_of(verdict) as usize]);
+        }
+    }
+    families.push(verdicts.done());
     let mut live = Family::gauge(
         "softdirty_workload_address_spaces",
         "Live address spaces that are tracked, by workload; only with --top-workloads.",
@@ -281,20 +313,20 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
     families
 }
 
-/// Name and meaning of a measure's family.
-const fn described(measure: Measure) -> (&'static str, &'static str) {
-    match measure {
-        Measure::Faults => (
-            "softdirty_workload_write_notify_faults_total",
-            "Write-notify faults in armed VMAs, without those whose epoch is not known yet",
-        ),
-        Measure::Clears => ("softdirty_workload_clears_total", "Clears"),
-        Measure::Epochs => (
-            "softdirty_workload_epochs_total",
-            "Epochs that began, by a clear, by adoption or by a fork",
-        ),
-    }
-}
+/// Measures with a family of their own, its name and meaning.
+const DESCRIBED: [(Measure, &str, &str); 3] = [
+    (
+        Measure::Faults,
+        "softdirty_workload_write_notify_faults_total",
+        "Write-notify faults in armed VMAs, without those whose epoch is not known yet",
+    ),
+    (Measure::Clears, "softdirty_workload_clears_total", "Clears"),
+    (
+        Measure::Epochs,
+        "softdirty_workload_epochs_total",
+        "Epochs that began, by a clear, by adoption or by a fork",
+    ),
+];
 
 #[cfg(test)]
 mod tests {
@@ -309,7 +341,7 @@ mod tests {
             birth,
             cgroup: (!unit.is_empty()).then(|| Cow::Owned(format!("/system.slice/{unit}.service"))),
             live: true,
-            measured: [faults, faults / 10, faults / 10 + 1],
+            measured: [faults, faults / 10, faults / 10 + 1, 0, 0, 0],
         }
     }
 
@@ -323,6 +355,34 @@ mod tests {
 
     fn row(name: &str, faults: u64, live: u64) -> (String, u64, u64) {
         (name.to_owned(), faults, live)
+    }
+
+    #[test]
+    fn verdicts_are_those_of_the_workload_or_of_other() {
+        let mut workloads = Workloads::new(1);
+        workloads.update([tally(1, "a", 100), tally(2, "b", 10)]);
+        for (unit, verdict) in [
+            ("a", Verdict::Broken),
+            ("b", Verdict::Suspect),
+            ("a", Verdict::Trusted),
+        ] {
+            workloads.finished(Some(&format!("/system.slice/{unit}.service")), verdict);
+        }
+        workloads.finished(None, Verdict::Suspect);
+        workloads.update([tally(1, "a", 100), tally(2, "b", 10)]);
+        let verdicts: Vec<_> = workloads
+            .top()
+            .series
+            .into_iter()
+            .map(|(_, name, measured, _)| (name, measured[Measure::Trusted as usize..].to_vec()))
+            .collect();
+        assert_eq!(
+            verdicts,
+            [
+                ("a.service".to_owned(), vec![1, 0, 1]),
+                ("other".to_owned(), vec![0, 2, 0])
+            ]
+        );
     }
 
     #[test]
