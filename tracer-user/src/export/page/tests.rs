@@ -213,7 +213,7 @@ async fn a_map_that_cannot_be_drawn_is_refused_with_a_remedy() {
         ("x/map", 400, "bad_request"),
         ("7/map?start=12", 400, "hexadecimal"),
         ("7/map?from=0x12", 400, "unknown field"),
-        ("7/map?start=0x2000&end=0x1000", 400, "below end"),
+        ("7/map?start=0x2000&end=0x1000", 404, "knows no address space 7"),
     ] {
         let (code, body) = get(path).await;
         assert_eq!((code, body.contains(word)), (status, true), "{path}: {body}");

@@ -8,8 +8,8 @@ use std::process::Command;
 const ADDRESS_SPACES: &str = "5000";
 /// The longest that the quickest answer may take, in milliseconds. A busy machine delays single answers, not all.
 const BOUND: f64 = 50.0;
-/// The same for a scrape, which looks at all 100,000 rows. 50 ms are the aim and not reached (docs/performance.md).
-const SCRAPE_BOUND: f64 = 1000.0;
+/// The same for a scrape, which looks at all 100,000 rows: 40 ms (docs/performance.md), and room for a slower machine.
+const SCRAPE_BOUND: f64 = 100.0;
 
 /// Measures, prints the table of docs/performance.md, and holds it to the bound.
 pub fn run() -> Result<()> {

@@ -144,7 +144,7 @@ pub struct MapQuery {
     #[serde(default)]
     #[schemars(with = "Hex")]
     start: Option<Hex>,
-    /// First address behind; the end if it is not given.
+    /// First address behind; the end if it is not given. Not above `start` it shows nothing.
     #[serde(default)]
     #[schemars(with = "Hex")]
     end: Option<Hex>,
@@ -160,13 +160,13 @@ pub async fn map(
     Asked(query): Asked<MapQuery>,
 ) -> Result<Json<Map>, ApiError> {
     let id = path.id.get();
+    let start = query.start.map_or(0, |start| start.0);
+    let end = query.end.map_or(u64::MAX, |end| end.0);
+    // A description of the API cannot say that one number lies below another: a window the wrong way round is empty.
     let window = Range {
-        start: query.start.map_or(0, |start| start.0),
-        end: query.end.map_or(u64::MAX, |end| end.0),
+        start,
+        end: end.max(start),
     };
-    if window.is_empty() {
-        return Err(ApiError::bad_request("start: it must lie below end"));
-    }
     let known = exporter
         .source
         .map(id)
