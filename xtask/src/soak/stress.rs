@@ -16,11 +16,10 @@ use super::features::Features;
 /// privileges (userfaultfd), that take all memory until somebody is killed (bigheap, stack, mmapfork), that need swap
 /// (pageswap), and mlock, which gives up when its limit is lifted. `mremap` keeps below 2 MiB: moving a whole page table
 /// loses soft-dirty bits on every kernel, with nothing switched on.
-const STRESSORS: [&[&str]; 12] = [
+const STRESSORS: [&[&str]; 11] = [
     &["--vm", "1", "--vm-bytes", "24m"],
     &["--mmap", "1", "--mmap-bytes", "16m"],
     &["--mremap", "1", "--mremap-bytes", "1m"],
-    &["--madvise", "1"],
     &["--brk", "1"],
     &["--fork", "1"],
     &["--shm", "1", "--shm-bytes", "4m"],
@@ -30,6 +29,8 @@ const STRESSORS: [&[&str]; 12] = [
     &["--clone", "1", "--clone-max", "16"],
     &["--fault", "1"],
 ];
+/// What loses written pages by design, `MADV_PAGEOUT` of shared memory for one: only where losses are wanted.
+const ADVISER: [&str; 2] = ["--madvise", "1"];
 /// Otherwise several of them give memory advice at random, `MADV_PAGEOUT` of shared memory among it: that takes written pages
 /// out of the page table, and their bits with them, as reclaim does.
 const NO_ADVICE: &str = "--no-madvise";
@@ -80,7 +81,10 @@ impl Stress {
             .args(["--temp-path", FOLDER, "--metrics-brief", "--oomable", "--timeout"])
             .arg(time.as_secs().to_string())
             .args(STRESSORS.iter().copied().flatten())
-            .args((features == Features::Off).then_some(NO_ADVICE))
+            .args(match features {
+                Features::Off => &[NO_ADVICE][..],
+                Features::On => &ADVISER[..],
+            })
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
