@@ -255,7 +255,10 @@ pub fn store(pointer: *mut u8, content: u64) {
 
 /// A file on the tmpfs /dev/shm, which nobody else sees any more.
 fn file(name: &str) -> Result<File> {
-    let path = format!("/dev/shm/sdtrace-oracle-{}-{name}", std::process::id());
+    // Threads of one process, tests for instance, make files of the same name at the same time.
+    static FILES: AtomicU64 = AtomicU64::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let path = format!("/dev/shm/sdtrace-oracle-{}-{number}-{name}", std::process::id());
     let file = File::options()
         .read(true)
         .write(true)
