@@ -117,8 +117,6 @@ impl PrivateApt {
     pub fn indexes(&self) -> Result<Vec<SuiteIndex>> {
         let listing = run_quietly(self.command("apt-get").args([
             "indextargets",
-            // Answers from the configured sources alone, so before the first apt-get update too.
-            "--no-release-info",
             "--format",
             "$(RELEASE)|$(FILENAME)",
             "Created-By: Packages",
@@ -274,6 +272,8 @@ fn machine_mirrors() -> Result<(String, String)> {
     let targets = Command::new("apt-get")
         .args([
             "indextargets",
+            // Answers from the configured sources alone, so before the first apt-get update too.
+            "--no-release-info",
             "--format",
             "$(REPO_URI)|$(RELEASE)",
             "Created-By: Packages",

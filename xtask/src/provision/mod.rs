@@ -85,10 +85,18 @@ pub struct HostProgram {
 
 /// Makes sure that every program is there: installs the packages through apt when root, else names the exact command.
 pub fn ensure_programs(programs: &[HostProgram]) -> Result<()> {
-    let missing: Vec<_> = programs
-        .iter()
-        .filter(|program| find_on_path(program.name).is_none())
-        .collect();
+    let missing = || -> Vec<_> {
+        programs
+            .iter()
+            .filter(|program| find_on_path(program.name).is_none())
+            .collect()
+    };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    // Guests are started two at a time, and the other one may have installed them by now.
+    let _lock = CacheLock::acquire("packages")?;
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -108,7 +116,9 @@ pub fn ensure_programs(programs: &[HostProgram]) -> Result<()> {
     }
     say(&format!("installing {}", reasons.join(", ")));
     let mut apt = Command::new("apt-get");
-    apt.args(["install", "-y", "--no-install-recommends"])
+    // Something else on the machine may be installing just now.
+    apt.args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(["install", "-y", "--no-install-recommends"])
         .args(&packages);
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     if run_quietly(&mut apt).is_err() {
