@@ -19,6 +19,7 @@ pub mod flags;
 pub mod histogram;
 pub mod pages;
 pub mod records;
+pub mod release;
 pub mod settings;
 pub mod table;
 pub mod tracked;

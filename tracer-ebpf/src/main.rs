@@ -48,6 +48,7 @@ mod memory;
 mod mprotects;
 mod pages;
 mod paging;
+mod release;
 mod rows;
 mod tracking;
 mod writes;
@@ -308,6 +309,14 @@ fn sched_process_fork_btf(context: BtfTracePointContext) -> u32 {
 fn sched_process_fork_raw(context: RawTracePointContext) -> u32 {
     lifetimes::forked(context.arg(0), context.arg(1));
     0
+}
+
+// Attached nowhere: the daemon runs it. The context holds what it wants.
+
+#[raw_tracepoint]
+fn release(context: RawTracePointContext) -> u32 {
+    let words = [context.arg(1), context.arg(2), context.arg(3), context.arg(4)];
+    release::run(context.arg(0), words).cast_unsigned()
 }
 
 // Programs that do nothing but count. The start-up attaches the kprobe for a moment to find out whether this

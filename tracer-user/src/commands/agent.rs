@@ -247,8 +247,7 @@ impl Agent {
         if let Err(error) = self
             .kernel
             .probes
-            .pages_mut()
-            .sweep(|birth| newest.get(&birth).copied())
+            .sweep_pages(|birth| newest.get(&birth).copied())
         {
             tracing::warn!(
                 error = format!("{error:#}"),

@@ -81,11 +81,11 @@ impl VmaTable for Kernel {
     }
 
     fn retire(&mut self, _slot: u32, key: &VmaKey) -> Result<()> {
-        self.probes.rows_mut().retire(key)
+        self.probes.retire_row(key)
     }
 
     fn recycle(&mut self, slot: u32) -> Result<()> {
-        self.probes.rows_mut().recycle(slot)
+        self.probes.recycle_row(slot)
     }
 }
 

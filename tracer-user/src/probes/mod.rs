@@ -9,6 +9,7 @@ mod mapped;
 pub mod missed;
 pub mod object;
 mod pages;
+mod release;
 mod rows;
 pub mod self_test;
 pub mod self_test_child;
@@ -28,6 +29,7 @@ use thiserror::Error;
 use tracer_common::counters::STRIP;
 use tracer_common::records::{DecodeError, Record};
 use tracer_common::settings::{MODE_IDLE, MODE_LIVE, MODE_SELF_TEST, Own, Settings};
+use tracer_common::table::VmaKey;
 use tracer_common::tracked::Tracked;
 
 pub use self::bare::Bare;
@@ -37,6 +39,7 @@ use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
 use self::missed::MissedRuns;
 pub use self::pages::{PageRecords, Written};
+use self::release::Release;
 pub use self::rows::Rows;
 use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
 use crate::kernel::layout::{Layout, LayoutError, OverrideError};
@@ -211,6 +214,7 @@ impl Probes {
     fn load(layout: &Layout, options: &ProbeOptions, live: Box<Settings>) -> Result<Self, StartError> {
         let cpus = object::possible_cpus().map_err(|error| StartError::Other(error.into()))?;
         let mut object = object::load(layout, options, cpus)?;
+        release::load(&mut object)?;
         let rows = Rows::take(&mut object, options.limits.rows)?;
         let pages = PageRecords::take(&mut object, options.limits.page_records)?;
         let log = if options.probe_log_level > 0 {
@@ -265,14 +269,29 @@ impl Probes {
         &self.rows
     }
 
-    /// The table of VMA states, to retire and recycle rows.
-    pub fn rows_mut(&mut self) -> &mut Rows {
-        &mut self.rows
+    /// Takes a row out of the index: no program finds it any more, though one may still be writing to it.
+    ///
+    /// # Errors
+    /// What the kernel says; a key that is not there is no error.
+    pub fn retire_row(&self, key: &VmaKey) -> Result<()> {
+        Release::of(&self.object)?.retire_row(key)
     }
 
-    /// The records of pages, to give back what is old.
-    pub fn pages_mut(&mut self) -> &mut PageRecords {
-        &mut self.pages
+    /// Gives a retired row back, zeroed.
+    ///
+    /// # Errors
+    /// What the kernel says; the row is then lost until the next start.
+    pub fn recycle_row(&self, number: u32) -> Result<()> {
+        self.rows.zero(number);
+        Release::of(&self.object)?.return_row(number)
+    }
+
+    /// Gives back the records of pages that `newest` says are old, see [`PageRecords::sweep`].
+    ///
+    /// # Errors
+    /// What the kernel says; what was not given back is tried again.
+    pub fn sweep_pages(&mut self, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
+        self.pages.sweep(Release::of(&self.object)?, newest)
     }
 
     /// The records of pages.
@@ -407,15 +426,15 @@ impl Probes {
     }
 
     /// Gives back all rows of an address space that is gone.
-    fn forget(&mut self, birth: u64) -> Result<()> {
+    fn forget(&self, birth: u64) -> Result<()> {
         let rows: Vec<_> = self
             .rows
             .used()
             .filter(|(_, row)| row.key.birth == birth)
             .collect();
         for (number, row) in rows {
-            self.rows.retire(&row.key)?;
-            self.rows.recycle(number)?;
+            self.retire_row(&row.key)?;
+            self.recycle_row(number)?;
         }
         Ok(())
     }

@@ -1,24 +1,24 @@
 //! The records of pages in the kernel: which are in use, and giving back those whose marks are old.
 
-use std::io;
-
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError, Stack};
+use aya::maps::{Map, MapData, Stack};
 use tracer_common::pages::{CHUNK_SHIFT, ChunkKey, PageChunk, PageSet, TAG_MASK, tag};
 
 use super::mapped::MappedArray;
+use super::release::Release;
 
 /// Words of a record, in its order: the birth, then the number of the chunk, then the epoch of the newest mark.
 const BIRTH: usize = 0;
 const NUMBER: usize = 1;
 const NOTED: usize = 2;
 
-/// The records, their index and the stack of free ones.
+/// The records. Programs alone change their index and the stack of free ones once something is tracked, see `release`.
 pub struct PageRecords {
     table: MappedArray<PageChunk>,
-    index: HashMap<MapData, ChunkKey, u32>,
-    free: Stack<MapData, u32>,
+    /// Programs that are loaded later name these maps by their descriptors, so they stay open.
+    _index: Map,
+    _free: Stack<MapData, u32>,
     /// Taken out of the index at the last sweep: a program that had found one before may still write to it.
     retired: Vec<u32>,
     /// One more than the highest number that was met in use.
@@ -49,7 +49,7 @@ impl PageRecords {
                 .context("the array of page records cannot be mapped")?,
             other => anyhow::bail!("CHUNKS is {other:?}"),
         };
-        let index = HashMap::try_from(map("CHUNK_INDEX")?)?;
+        let index = map("CHUNK_INDEX")?;
         let mut free = Stack::try_from(map("FREE_CHUNKS")?)?;
         // The lowest numbers on top, so that a sweep need not go far.
         for number in (0..capacity).rev() {
@@ -58,8 +58,8 @@ impl PageRecords {
         }
         Ok(Self {
             table,
-            index,
-            free,
+            _index: index,
+            _free: free,
             retired: Vec::new(),
             high_water: 0,
             used: 0,
@@ -77,13 +77,11 @@ impl PageRecords {
     /// compares with those. To be called about once a second.
     ///
     /// # Errors
-    /// What bpf(2) says; what was not given back is tried again.
-    pub fn sweep(&mut self, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
+    /// What the kernel says; what was not given back is tried again.
+    pub fn sweep(&mut self, release: Release<'_>, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
         while let Some(&number) = self.retired.last() {
             self.table.zero(number as usize);
-            self.free
-                .push(number, 0)
-                .context("a page record cannot be given back")?;
+            release.return_chunk(number)?;
             self.retired.pop();
         }
         self.used = 0;
@@ -106,7 +104,7 @@ impl PageRecords {
                     birth,
                     number: self.table.read_word(number, NUMBER),
                 };
-                self.retire(&key)?;
+                release.retire_chunk(&key)?;
                 self.retired.push(u32::try_from(number)?);
                 self.used -= 1;
             }
@@ -143,15 +141,6 @@ impl PageRecords {
         }
         written.chunks.sort_unstable_by_key(|&(address, _)| address);
         written
-    }
-
-    fn retire(&mut self, key: &ChunkKey) -> Result<()> {
-        match self.index.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // aya gives the bare system call's error for a missing key here.
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).context("a page record cannot be taken out of the index"),
-        }
     }
 }
 

@@ -1,20 +1,19 @@
 //! The table of VMA states in the kernel, read from memory.
 
-use std::io;
-
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError, Stack};
-use tracer_common::table::{VmaKey, VmaRow};
+use aya::maps::{Map, MapData, Stack};
+use tracer_common::table::VmaRow;
 
 use super::mapped::MappedArray;
 
-/// The rows, their index and the stack of free ones.
+/// The rows. Programs alone change their index and the stack of free ones once something is tracked, see `release`.
 pub struct Rows {
     table: MappedArray<VmaRow>,
-    index: HashMap<MapData, VmaKey, u32>,
-    free: Stack<MapData, u32>,
     capacity: u32,
+    /// Programs that are loaded later name these maps by their descriptors, so they stay open.
+    _index: Map,
+    _free: Stack<MapData, u32>,
 }
 
 impl Rows {
@@ -29,7 +28,7 @@ impl Rows {
                 .context("the array of rows cannot be mapped")?,
             other => anyhow::bail!("ROWS is {other:?}"),
         };
-        let index = HashMap::try_from(map("ROW_INDEX")?)?;
+        let index = map("ROW_INDEX")?;
         let mut free = Stack::try_from(map("FREE_ROWS")?)?;
         // The lowest numbers on top: a small table stays in few pages.
         for row in (0..capacity).rev() {
@@ -38,9 +37,9 @@ impl Rows {
         }
         Ok(Self {
             table,
-            index,
-            free,
             capacity,
+            _index: index,
+            _free: free,
         })
     }
 
@@ -76,25 +75,11 @@ impl Rows {
             .map(|number| (number, self.row(number)))
     }
 
-    /// Takes a row out of the index: no program finds it any more, though one may still be writing to it.
+    /// Sets a row to zeros, which no program may be writing to.
     ///
-    /// # Errors
-    /// What bpf(2) says; a key that is not there is none.
-    pub fn retire(&mut self, key: &VmaKey) -> Result<()> {
-        match self.index.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // aya gives the bare system call's error for a missing key here.
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).context("a row cannot be taken out of the index"),
-        }
-    }
-
-    /// Gives a retired row back, zeroed.
-    ///
-    /// # Errors
-    /// What bpf(2) says; the row is then lost until the next start.
-    pub fn recycle(&mut self, number: u32) -> Result<()> {
+    /// # Panics
+    /// If there is no such row.
+    pub fn zero(&self, number: u32) {
         self.table.zero(number as usize);
-        self.free.push(number, 0).context("a row cannot be given back")
     }
 }
