@@ -98,7 +98,7 @@ fn two_causes() -> Result<()> {
             source.pointer(0).cast(),
             HUGE_PAGES * PAGE,
             HUGE_PAGES * PAGE,
-            MremapFlags::empty(),
+            MremapFlags::MAYMOVE,
             target.pointer(0).cast(),
         )?
     };
