@@ -99,6 +99,10 @@ pub struct ClearRecord {
     pub writes_after_read: u64,
     /// Bytes that soft-dirty cannot track, by [`Blind`].
     pub blind_bytes: [u64; Blind::ALL.len()],
+    /// 1 if the process that had opened the epoch which this clear ends was gone when it began.
+    pub opener_gone: u32,
+    /// Keeps the next field aligned.
+    pub padding: u32,
     /// Who cleared.
     pub tracker: TaskIdentity,
     /// Whose address space was cleared.

@@ -69,12 +69,44 @@ pub struct VmaRow {
     pub shared_mappings: u32,
     /// `vm_pgoff`, in pages.
     pub offset: u64,
-    /// `vm_end` when the clear of [`VmaRow::armed_epoch`] met this state.
-    pub armed_end: u64,
     /// `vm_end` in the [`crate::audit::VmaRecord`] of [`VmaRow::reported_epoch`].
     pub reported_end: u64,
-    /// Keeps rows on cache lines of their own.
-    pub padding: [u64; 3],
+    /// [`clear_mark`]s of the last clears that met this state, by [`clear_cell`].
+    pub clears: [u64; CLEAR_MARKS],
+}
+
+/// Clears that a row remembers. A tracker that clears this often before the daemon looks at the rows takes the mark of
+/// the oldest; the daemon then does not know which VMAs that clear met, and says so.
+pub const CLEAR_MARKS: usize = 4;
+
+/// The place of an epoch's mark within [`VmaRow::clears`].
+#[inline(always)]
+#[must_use]
+pub const fn clear_cell(epoch: u32) -> usize {
+    epoch as usize % CLEAR_MARKS
+}
+
+/// The mark of a clear that opened `epoch` and met the state with this `vm_end`, which is page aligned: the low twelve bits
+/// hold those of the epoch's number.
+#[inline(always)]
+#[must_use]
+pub const fn clear_mark(end: u64, epoch: u32) -> u64 {
+    (end & !0xfff) | (epoch as u64 & 0xfff)
+}
+
+impl VmaRow {
+    /// The clears that the row remembers: epoch and `vm_end` of each, in no order.
+    pub fn met_by(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let newest = self.armed_epoch;
+        self.clears
+            .iter()
+            .filter(|&&mark| mark != 0)
+            .filter_map(move |mark| {
+                let back = newest.wrapping_sub((mark & 0xfff) as u32) & 0xfff;
+                let epoch = newest.checked_sub(back)?;
+                (epoch != 0 && (back as usize) < CLEAR_MARKS).then_some((epoch, mark & !0xfff))
+            })
+    }
 }
 
 /// Size of a row in bytes.
@@ -89,6 +121,28 @@ mod tests {
     #[test]
     fn a_row_has_a_cell_for_every_outcome() {
         assert_eq!(VmaRow::default().outcomes.len(), Outcome::ALL.len());
+    }
+
+    #[test]
+    fn a_row_remembers_its_last_clears() {
+        extern crate std;
+        use std::vec::Vec;
+        let mut row = VmaRow::default();
+        assert_eq!(row.met_by().count(), 0);
+        for epoch in [0xffe, 0xfff, 0x1000, 0x1001, 0x1002] {
+            row.armed_epoch = epoch;
+            row.clears[clear_cell(epoch)] = clear_mark(u64::from(epoch) << 12, epoch);
+        }
+        let mut met: Vec<_> = row.met_by().collect();
+        met.sort_unstable();
+        let expected: Vec<_> = (0xfff..=0x1002)
+            .map(|epoch| (epoch, u64::from(epoch) << 12))
+            .collect();
+        assert_eq!(met, expected);
+        // What a clear long ago has left is not taken for one of the last.
+        row.armed_epoch = 0x1006;
+        row.clears[clear_cell(0x1006)] = clear_mark(0x5000, 0x1006);
+        assert_eq!(row.met_by().collect::<Vec<_>>(), [(0x1006, 0x5000)]);
     }
 
     #[test]

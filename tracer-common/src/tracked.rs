@@ -88,6 +88,10 @@ pub struct Tracked {
     pub padding: u32,
     /// Write faults handled since then.
     pub writes_since_read: u64,
+    /// The address space of the process that cleared last, and when that process began; 0: nobody has.
+    pub opener_mm: u64,
+    /// See [`Tracked::opener_mm`]: nanoseconds since the boot.
+    pub opener_start: u64,
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tracer_common::flags::{
 };
 use tracer_common::pages::{CHUNK_SIZE, PAGES, tag};
 use tracer_common::records::{Header, Kind, VERSION};
-use tracer_common::table::VmaKey;
+use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::ORIGIN_CLEAR;
 
 use self::look::look_at_pages;
@@ -292,7 +292,8 @@ pub fn whole_vma(site: &Site) {
     if born_writable(&site.key) {
         state |= VMA_BORN_WRITABLE;
     }
-    if site.cleared != 0 && (row.armed_epoch != site.epoch || row.armed_end != site.end) {
+    let met = row.clears[clear_cell(site.epoch)] == clear_mark(site.end, site.epoch);
+    if site.cleared != 0 && !met {
         state |= VMA_CHANGED;
     }
     if state != 0 && (row.reported_epoch != site.epoch || row.reported_end != site.end) {

@@ -11,7 +11,7 @@ use tracer_common::records::{
     Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
     VERSION,
 };
-use tracer_common::table::VmaKey;
+use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
 use crate::audit::{self, Bench, Site};
@@ -19,7 +19,7 @@ use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
 use crate::maps::{CLEARS, FRESH, send, stage};
 use crate::memory::{Memory, Probed};
-use crate::{rows, tracking};
+use crate::{openers, rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
 const SOFT_DIRTY: u32 = 4;
@@ -55,6 +55,9 @@ pub struct ClearUnderWay {
     vmas: u32,
     status: u32,
     origin: u32,
+    /// Whether the process that made the clear before this one has ended.
+    opener_gone: u32,
+    padding_after: u32,
 }
 
 /// The entry of `clear_refs_write(file, buf, …)`.
@@ -171,7 +174,7 @@ pub fn reached_vma(walk: u64) {
         rows::refresh(row, &key, vma);
         (*row).armed_epoch = clear.epoch;
         (*row).end = end;
-        (*row).armed_end = end;
+        (*row).clears[clear_cell(clear.epoch)] = clear_mark(end, clear.epoch);
         // A file without an inode of its own shares one with strangers, see `rows::Backing`.
         (*row).shared_mappings = if (*row).inode == 0 {
             0
@@ -238,6 +241,8 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         clear.epoch = tracked.epoch + 1;
         clear.read_epoch = tracked.read_epoch;
         clear.writes_after_read = tracked.writes_since_read;
+        clear.opener_gone = u32::from(!openers::is_there(tracked.opener_mm, tracked.opener_start));
+        (tracked.opener_mm, tracked.opener_start) = openers::note();
         tracked.boundary = Boundary::at(first_end, clear.epoch);
         tracked.epoch = clear.epoch;
         clear.status = CLEAR_TRACKED;
@@ -252,8 +257,11 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
     clear.birth = birth_id(clear.first_walk_ns, unsafe { bpf_get_smp_processor_id() });
     clear.origin = ORIGIN_CLEAR;
     clear.epoch = 1;
+    let (opener_mm, opener_start) = openers::note();
     let tracked = Tracked {
         birth: clear.birth,
+        opener_mm,
+        opener_start,
         boundary: Boundary::at(first_end, 1),
         epoch: 1,
         origin: ORIGIN_CLEAR,
@@ -323,6 +331,7 @@ fn finish(clear: &ClearUnderWay, result: i64) {
         audited_pages: clear.audited_pages,
         writes_after_read: clear.writes_after_read,
         blind_bytes: clear.blind_bytes,
+        opener_gone: clear.opener_gone,
         ..ClearRecord::default()
     };
     record.blind_bytes[Blind::Pinned as usize] = if clear.pinned < clear.may_be_pinned {

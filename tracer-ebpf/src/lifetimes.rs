@@ -10,7 +10,7 @@ use crate::identity::{current, fork_passes, identify, namespace_of, passes, task
 use crate::layout::*;
 use crate::maps::{MOVED, OWN, SETTINGS, send};
 use crate::memory::{Memory, Probed};
-use crate::{paging, tracking};
+use crate::{openers, paging, tracking};
 
 #[inline(always)]
 fn header<T>(kind: Kind) -> Header {
@@ -100,6 +100,7 @@ pub fn exits<M: Memory>(mm: u64) {
     if !tracking::anything() {
         return;
     }
+    openers::leaves(mm);
     let Some(found) = tracking::get(mm) else { return };
     // SAFETY: the verifier proves that `found` is a map value.
     let tracked = unsafe { *found };

@@ -46,6 +46,7 @@ mod lifetimes;
 mod maps;
 mod memory;
 mod mprotects;
+mod openers;
 mod pages;
 mod paging;
 mod release;

@@ -13,7 +13,7 @@ use super::audits::{Audits, Demand, Finished, due};
 use super::fault_log::log_fault;
 use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
-use super::traced::{Kernel, note_gone_predecessor, records_to_wait_for};
+use super::traced::{Kernel, records_to_wait_for};
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::metrics::Metrics;
@@ -27,7 +27,7 @@ use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, Losses, Surroundings};
 use crate::probes::missed::MissedRuns;
 use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
-use crate::probes::{Probes, mechanism_of};
+use crate::probes::{PageOwner, Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
 
 /// How often all rows are looked at. Those of address spaces that were cleared are looked at when the record comes.
@@ -243,12 +243,13 @@ impl Agent {
 
     /// Gives records of pages back whose epochs are over.
     fn sweep(&mut self) {
-        let newest: HashMap<u64, u32> = self.ledger.live().into_iter().collect();
-        if let Err(error) = self
-            .kernel
-            .probes
-            .sweep_pages(|birth| newest.get(&birth).copied())
-        {
+        let ledger = &self.ledger;
+        let newest: HashMap<u64, u32> = ledger.live().into_iter().collect();
+        if let Err(error) = self.kernel.probes.sweep_pages(|birth| match newest.get(&birth) {
+            Some(&newest) => PageOwner::Live(newest),
+            None if ledger.knows(birth) => PageOwner::Ended,
+            None => PageOwner::Unknown,
+        }) {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "records of pages are kept for another try"
@@ -286,7 +287,6 @@ impl Agent {
         }
         // After the look: the detectors ask which VMAs a clear met, and rows tell.
         for record in records.drain(..) {
-            note_gone_predecessor(&mut self.detectors, &record, &Procfs);
             self.detectors.apply(&record, &self.ledger);
         }
         self.records = records;
@@ -306,7 +306,11 @@ impl Agent {
 
     fn losses(&self) -> Losses {
         let sums = self.kernel.probes.counters().sums();
-        let stages = Stage::ALL.map(|stage| (stage, sums.get(Counter::Stage(stage))));
+        let late = self.kernel.probes.pages().lost();
+        let stages = Stage::ALL.map(|stage| {
+            let more = if stage == Stage::PagesStale { late } else { 0 };
+            (stage, sums.get(Counter::Stage(stage)) + more)
+        });
         Losses {
             stages: stages.into_iter().collect(),
             undecodable: self.kernel.probes.undecoded(),

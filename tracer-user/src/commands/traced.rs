@@ -7,11 +7,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use anyhow::Result;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracer_common::records::Record;
 use tracer_common::table::{VmaKey, VmaRow};
 
-use crate::detectors::Detectors;
-use crate::ledger::{LiveAddressSpaces, ProcessInfo, VmaTable};
+use crate::ledger::{LiveAddressSpaces, VmaTable};
 use crate::probes::Probes;
 use crate::probes::object::possible_cpus;
 
@@ -102,16 +100,4 @@ pub(super) fn records_to_wait_for(probes: &Probes) -> std::io::Result<AsyncFd<Ow
     let owned = borrowed.try_clone_to_owned()?;
     // SAFETY: an `OwnedFd` gives the same open descriptor as long as it lives.
     Ok(unsafe { AsyncFd::register_with_interest(owned, Interest::READABLE) }?)
-}
-
-/// Tells the detectors before a clear whether the process that opened the epoch which it ends has ended.
-pub(super) fn note_gone_predecessor(detectors: &mut Detectors, record: &Record, processes: &dyn ProcessInfo) {
-    if let Record::Clear(clear) = record
-        && let Some(opener) = detectors.predecessor(clear)
-        // A process of another pid namespace cannot be asked about: it counts as alive.
-        && opener.pid != 0
-        && processes.look_up(opener.pid, opener.start_ns).is_none()
-    {
-        detectors.note_predecessor_gone(clear);
-    }
 }

@@ -40,15 +40,6 @@ pub(super) enum Ending {
     Unseen,
 }
 
-/// What is known of the process that opened an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opener {
-    /// It lives, or nobody has asked.
-    Alive,
-    /// It has ended.
-    Gone,
-}
-
 /// An epoch.
 #[derive(Clone, Debug)]
 pub(super) struct Epoch {
@@ -82,7 +73,6 @@ pub(super) struct Epoch {
     pub(super) seen: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
     pub(super) blind: [u64; Blind::ALL.len()],
-    pub(super) opener: Opener,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
 }
@@ -117,7 +107,6 @@ impl Epoch {
             seen: RangeSet::default(),
             unknown,
             blind,
-            opener: Opener::Alive,
             audited: None,
         }
     }

@@ -9,7 +9,7 @@ use tracer_common::records::{ClearRecord, TaskIdentity};
 use tracer_common::table::VmaKey;
 
 use super::cause::Cause;
-use super::epoch::{Epoch, Opener};
+use super::epoch::Epoch;
 use super::findings::{PAGE, Sight};
 use super::ranges::{Range, RangeSet};
 use super::verdict::Unknown;
@@ -182,9 +182,7 @@ pub(super) fn closing_clear(epoch: &mut Epoch, number: u32, clear: &ClearRecord)
     // Some trackers are a new process each time, CRIU's pre-dumps for one: after the process that opened the epoch has
     // ended, one of the same name that clears what has been read in this epoch takes over from it.
     let takes_over = |opened: &ClearRecord| {
-        epoch.opener == Opener::Gone
-            && opened.tracker.comm == clear.tracker.comm
-            && clear.read_epoch == number
+        clear.opener_gone != 0 && opened.tracker.comm == clear.tracker.comm && clear.read_epoch == number
     };
     if let Some(opened) = epoch.opened_by_clear()
         && !same_process(&opened.tracker, &clear.tracker)

@@ -110,7 +110,11 @@ fn private(around: &Around<'_>) -> Lost {
             Some(PageCause::HugeMigration) => Cause::MigrationRaceThp,
             _ if around.worked(Work::UserfaultMovedHere) => Cause::UserfaultfdMove,
             _ if around.worked(Work::MovedHere) => Cause::MremapTableMove,
-            _ => Cause::Unknown,
+            // Of a file: read again after its copy was thrown away. A write would have brought the bit.
+            _ => match around.dropped() {
+                Some(reason) => return Lost::Dropped(reason),
+                None => Cause::Unknown,
+            },
         }),
     }
 }
@@ -188,6 +192,11 @@ mod tests {
         assert_eq!(missed(Page, Some(PageCause::Ksm), &[]), Cause::KsmMerge);
         assert_eq!(missed(Page, Some(PageCause::Uprobe), &[]), Cause::Uprobe);
         assert_eq!(missed(Page, None, &[]), Cause::Unknown);
+        assert_eq!(dropped(Page, None, &[Work::Dontneed]), Dropped::Dontneed);
+        assert_eq!(
+            missed(Page, Some(PageCause::Ksm), &[Work::Dontneed]),
+            Cause::KsmMerge
+        );
         assert_eq!(missed(Zero, Some(PageCause::Ksm), &[]), Cause::KsmMerge);
         assert_eq!(missed(Zero, Some(PageCause::Split), &[]), Cause::ThpZeroSubpages);
         assert_eq!(

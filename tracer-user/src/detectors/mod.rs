@@ -28,9 +28,7 @@ mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tracer_common::records::{
-    Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TaskIdentity, TrackRecord,
-};
+use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
 pub use brief::{CauseBrief, EpochBrief, SpaceBrief};
@@ -44,7 +42,7 @@ pub use tell::{CauseFound, Detection, Reason, Summary};
 pub use verdict::{LOSSES, Unknown, Verdict};
 pub use worked::VmaAtClear;
 
-use epoch::{Ending, Epoch, Opener, Opening};
+use epoch::{Ending, Epoch, Opening};
 use findings::{Budget, Counted};
 use hazards::born_writable;
 use tell::Totals;
@@ -309,26 +307,6 @@ impl Detectors {
         }
         self.totals.hazards(&new);
         self.touched.insert((clear.birth, number));
-    }
-
-    /// The process that opened the epoch which this clear ends, if it is another one than cleared now.
-    #[must_use]
-    pub fn predecessor(&self, clear: &ClearRecord) -> Option<TaskIdentity> {
-        let epochs = &self.spaces.get(&clear.birth)?.epochs;
-        let opened = epochs.get(&clear.epoch.checked_sub(1)?)?.opened_by_clear()?;
-        (!hazards::same_process(&opened.tracker, &clear.tracker)).then_some(opened.tracker)
-    }
-
-    /// The [`Self::predecessor`] has ended. To be told before the clear is applied.
-    pub fn note_predecessor_gone(&mut self, clear: &ClearRecord) {
-        if let Some(space) = self.spaces.get_mut(&clear.birth)
-            && let Some(closed) = clear
-                .epoch
-                .checked_sub(1)
-                .and_then(|before| space.epochs.get_mut(&before))
-        {
-            closed.opener = Opener::Gone;
-        }
     }
 
     fn track(&mut self, track: &TrackRecord) {

@@ -38,7 +38,7 @@ pub use snapshot::{Summary, Surroundings};
 pub use sources::{Clock, LiveAddressSpaces, ProcessDetails, ProcessInfo, VmaTable};
 pub use space::Origin;
 use tracer_common::records::{CLEAR_TRACKED, ClearRecord, Record, TaskIdentity, TrackRecord};
-use tracer_common::table::VmaRow;
+use tracer_common::table::{CLEAR_MARKS, VmaRow};
 use tracer_common::tracked::ORIGIN_FORK;
 pub use view::Description;
 pub use workloads::{Measure, Measured, Tally};
@@ -227,6 +227,12 @@ impl Ledger {
         self.spaces.entry(id).or_insert_with(|| Space::new(id, birth))
     }
 
+    /// Whether a record has told of this address space, and it has not been given up to save memory.
+    #[must_use]
+    pub fn knows(&self, birth: u64) -> bool {
+        self.ids.contains_key(&birth)
+    }
+
     fn known(&mut self, birth: u64) -> Option<&mut Space> {
         self.spaces.get_mut(self.ids.get(&birth)?)
     }
@@ -291,12 +297,14 @@ impl Ledger {
 fn settle(space: &mut Space, now_ns: u64, ends: &mut Ends) -> bool {
     let newest = space.newest();
     space.looked_at = newest;
-    // The rows of a process that has just gone are there still, and no clear comes any more that could change them.
-    if space.met_epoch <= newest
-        && !matches!(space.phase, Phase::Ended { .. })
-        && let Some(epoch) = space.epoch_mut(newest)
-    {
-        epoch.vmas_complete = true;
+    // The rows of a process that has just gone are there still, and no clear comes any more that could change them. A clear's
+    // marks stay in the rows until that many others have come.
+    if !matches!(space.phase, Phase::Ended { .. }) {
+        let marks = u32::try_from(CLEAR_MARKS).unwrap_or(1);
+        let met = space.met_epoch;
+        for epoch in space.epochs.iter_mut().rev().take(CLEAR_MARKS) {
+            epoch.vmas_complete |= !epoch.settled && met < epoch.number.saturating_add(marks);
+        }
     }
     let (over, ended) = match space.phase {
         Phase::Ending { at_ns, since_ns } if now_ns >= since_ns + EXIT_GRACE_NS => {

@@ -6,7 +6,7 @@
 //! before epoch `e + 1` has reached its VMA; one more epoch is kept open for safety.
 
 use tracer_common::classify::{Outcome, ProtectionState};
-use tracer_common::table::{EPOCH_CELLS, VmaRow, epoch_cell};
+use tracer_common::table::{CLEAR_MARKS, EPOCH_CELLS, VmaRow, clear_cell, epoch_cell};
 
 use super::counts::Counts;
 use super::epoch::{VmaEntry, kind_of};
@@ -37,8 +37,8 @@ pub(super) struct RowState {
     pub(super) look: u64,
     /// Newest epoch in which anything met the row, as of the last look.
     pub(super) met_epoch: u32,
-    /// The clear that was noted, and where the VMA ended then.
-    armed: (u32, u64),
+    /// The marks of clears that were noted.
+    clears: [u64; CLEAR_MARKS],
 }
 
 /// A consistent enough view of a row that is being written: counters from before, epoch numbers from after.
@@ -86,7 +86,7 @@ impl RowState {
             first_met: now_ns,
             look: 0,
             met_epoch: 0,
-            armed: (0, 0),
+            clears: [0; CLEAR_MARKS],
         }
     }
 
@@ -108,20 +108,24 @@ impl RowState {
             || row.mprotects != taken.mprotects
     }
 
-    /// Notes which epochs have met the row, and that the clear of an epoch that is not settled did.
+    /// Notes which epochs have met the row, and that the clears of epochs that are not settled did.
     pub(super) fn meet(&mut self, row: &VmaRow, space: &mut Space) {
         self.met_epoch = newest_meeting(row);
         space.met_epoch = space.met_epoch.max(self.met_epoch);
-        let armed = (row.armed_epoch, row.end);
-        if row.armed_epoch != 0
-            && self.armed != armed
-            && let Some(epoch) = space.epoch_mut(row.armed_epoch)
-            && !epoch.settled
-        {
-            let entry = epoch.entry(row);
-            entry.armed_at_clear = true;
-            entry.end_at_clear = row.armed_end;
-            self.armed = armed;
+        if self.clears == row.clears {
+            return;
+        }
+        for (number, end) in row.met_by() {
+            let cell = clear_cell(number);
+            if self.clears[cell] != row.clears[cell]
+                && let Some(epoch) = space.epoch_mut(number)
+                && !epoch.settled
+            {
+                let entry = epoch.entry(row);
+                entry.armed_at_clear = true;
+                entry.end_at_clear = end;
+                self.clears[cell] = row.clears[cell];
+            }
         }
     }
 

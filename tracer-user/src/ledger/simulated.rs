@@ -20,7 +20,7 @@ use tracer_common::pages::PageSet;
 use tracer_common::records::{
     CLEAR_TRACKED, ClearRecord, ExecRecord, ExitRecord, Header, Record, TaskIdentity, TrackRecord,
 };
-use tracer_common::table::{VmaKey, VmaRow, epoch_cell};
+use tracer_common::table::{VmaKey, VmaRow, clear_cell, clear_mark, epoch_cell};
 use tracer_common::tracked::{ORIGIN_CLEAR, ORIGIN_FORK};
 
 use super::counts::Counts;
@@ -201,7 +201,7 @@ impl Kernel {
             if let Some(slot) = self.row(key) {
                 let row = &mut self.rows[slot as usize];
                 row.armed_epoch = epoch;
-                row.armed_end = row.end;
+                row.clears[clear_cell(epoch)] = clear_mark(row.end, epoch);
             }
         }
         self.now += 10;

@@ -38,7 +38,7 @@ pub use self::filters::Filters;
 use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
 use self::missed::MissedRuns;
-pub use self::pages::{PageRecords, Written};
+pub use self::pages::{Owner as PageOwner, PageRecords, Written};
 use self::release::Release;
 pub use self::rows::Rows;
 use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
@@ -286,12 +286,12 @@ impl Probes {
         Release::of(&self.object)?.return_row(number)
     }
 
-    /// Gives back the records of pages that `newest` says are old, see [`PageRecords::sweep`].
+    /// Gives back the records of pages that are old, see [`PageRecords::sweep`].
     ///
     /// # Errors
     /// What the kernel says; what was not given back is tried again.
-    pub fn sweep_pages(&mut self, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
-        self.pages.sweep(Release::of(&self.object)?, newest)
+    pub fn sweep_pages(&mut self, owner: impl Fn(u64) -> PageOwner) -> Result<()> {
+        self.pages.sweep(Release::of(&self.object)?, owner)
     }
 
     /// The records of pages.

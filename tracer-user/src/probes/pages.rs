@@ -1,5 +1,7 @@
 //! The records of pages in the kernel: which are in use, and giving back those whose marks are old.
 
+use std::collections::HashMap;
+
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, Stack};
@@ -19,12 +21,32 @@ pub struct PageRecords {
     /// Programs that are loaded later name these maps by their descriptors, so they stay open.
     _index: Map,
     _free: Stack<MapData, u32>,
-    /// Taken out of the index at the last sweep: a program that had found one before may still write to it.
-    retired: Vec<u32>,
+    /// Taken out of the index at the last sweep, with the epoch of their newest mark then: a program that had found one
+    /// before may still write to it.
+    retired: Vec<(u32, u32)>,
+    /// Address spaces that the daemon did not know at the last sweep, and at how many before it.
+    strangers: HashMap<u64, u32>,
+    /// Records that were written to after they had been retired.
+    lost: u64,
     /// One more than the highest number that was met in use.
     high_water: usize,
     used: u64,
 }
+
+/// Whose records these are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A live address space with this newest epoch.
+    Live(u32),
+    /// One that is gone.
+    Ended,
+    /// One that the daemon does not know: pages are marked from the first clear on, and the record of a clear comes at its
+    /// end.
+    Unknown,
+}
+
+/// Sweeps for which the records of an unknown address space are kept: no clear takes a minute.
+const PATIENCE: u32 = 60;
 
 /// Pages whose write fault was handled in one epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +83,8 @@ impl PageRecords {
             _index: index,
             _free: free,
             retired: Vec::new(),
+            strangers: HashMap::new(),
+            lost: 0,
             high_water: 0,
             used: 0,
         })
@@ -72,19 +96,20 @@ impl PageRecords {
         self.used
     }
 
-    /// Gives back the records that `newest` says are old: it tells the newest epoch of an address space, `None` if
-    /// that is gone. Marks of the newest epoch and the one before are kept: a clear that is walking now still
-    /// compares with those. To be called about once a second.
+    /// Gives back the records that are old by what `owner` says of their address spaces. Marks of the newest epoch and the one
+    /// before are kept: a clear that is walking now still compares with those. To be called about once a second.
     ///
     /// # Errors
     /// What the kernel says; what was not given back is tried again.
-    pub fn sweep(&mut self, release: Release<'_>, newest: impl Fn(u64) -> Option<u32>) -> Result<()> {
-        while let Some(&number) = self.retired.last() {
+    pub fn sweep(&mut self, release: Release<'_>, owner: impl Fn(u64) -> Owner) -> Result<()> {
+        while let Some(&(number, noted)) = self.retired.last() {
+            self.lost += u64::from(self.noted(number as usize) != noted);
             self.table.zero(number as usize);
             release.return_chunk(number)?;
             self.retired.pop();
         }
         self.used = 0;
+        let mut strangers = HashMap::new();
         // Behind the highest record in use lie those that were never used, but for a few that a program took and
         // gave back at once.
         let end = (self.high_water + SPARE).min(self.table.len());
@@ -95,21 +120,43 @@ impl PageRecords {
             }
             self.high_water = self.high_water.max(number + 1);
             self.used += 1;
-            // The lower half of the word, on the little-endian machines that sdtrace is built for.
-            #[allow(clippy::cast_possible_truncation, reason = "the upper half is another field")]
-            let noted = self.table.read_word(number, NOTED) as u32;
-            let old = newest(birth).is_none_or(|newest| newest > noted.saturating_add(1));
+            let noted = self.noted(number);
+            let old = match owner(birth) {
+                Owner::Live(newest) => newest > noted.saturating_add(1),
+                Owner::Ended => true,
+                Owner::Unknown => {
+                    let sweeps = self.strangers.get(&birth).copied().unwrap_or(0);
+                    strangers.insert(birth, sweeps.saturating_add(1));
+                    sweeps >= PATIENCE
+                }
+            };
             if old {
                 let key = ChunkKey {
                     birth,
                     number: self.table.read_word(number, NUMBER),
                 };
                 release.retire_chunk(&key)?;
-                self.retired.push(u32::try_from(number)?);
+                self.retired.push((u32::try_from(number)?, noted));
                 self.used -= 1;
             }
         }
+        self.strangers = strangers;
         Ok(())
+    }
+
+    /// The newest epoch that anything was noted in.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the lower half of the word, on the little-endian machines that sdtrace is built for"
+    )]
+    fn noted(&self, number: usize) -> u32 {
+        self.table.read_word(number, NOTED) as u32
+    }
+
+    /// Records whose last marks came after they had been given up, so that the marks are lost.
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The pages of one address space that were written in `epoch`, at most `most` pieces of 2 MiB.

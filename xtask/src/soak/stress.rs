@@ -16,7 +16,7 @@ use super::features::Features;
 /// privileges (userfaultfd), that take all memory until somebody is killed (bigheap, stack, mmapfork), that need swap
 /// (pageswap), and mlock, which gives up when its limit is lifted. `mremap` keeps below 2 MiB: moving a whole page table
 /// loses soft-dirty bits on every kernel, with nothing switched on.
-const STRESSORS: [&[&str]; 11] = [
+const STRESSORS: [&[&str]; 10] = [
     &["--vm", "1", "--vm-bytes", "24m"],
     &["--mmap", "1", "--mmap-bytes", "16m"],
     &["--mremap", "1", "--mremap-bytes", "1m"],
@@ -27,10 +27,10 @@ const STRESSORS: [&[&str]; 11] = [
     &["--malloc", "1", "--malloc-bytes", "8m"],
     &["--memfd", "1", "--memfd-bytes", "8m"],
     &["--clone", "1", "--clone-max", "16"],
-    &["--fault", "1"],
 ];
-/// What loses written pages by design, `MADV_PAGEOUT` of shared memory for one: only where losses are wanted.
-const ADVISER: [&str; 2] = ["--madvise", "1"];
+/// What loses written pages by design: `MADV_PAGEOUT` of shared memory, and `MADV_DONTNEED` between two writes to a shared
+/// file, to make a fault of it. Only where losses are wanted.
+const LOSERS: [&str; 4] = ["--madvise", "1", "--fault", "1"];
 /// Otherwise several of them give memory advice at random, `MADV_PAGEOUT` of shared memory among it: that takes written pages
 /// out of the page table, and their bits with them, as reclaim does.
 const NO_ADVICE: &str = "--no-madvise";
@@ -83,7 +83,7 @@ impl Stress {
             .args(STRESSORS.iter().copied().flatten())
             .args(match features {
                 Features::Off => &[NO_ADVICE][..],
-                Features::On => &ADVISER[..],
+                Features::On => &LOSERS[..],
             })
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

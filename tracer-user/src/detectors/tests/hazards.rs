@@ -224,20 +224,11 @@ fn a_tracker_that_is_a_new_process_each_time_takes_over() {
     let foreign = |read_epoch, comm: u8, gone: bool| {
         let mut story = Story::new();
         story.clear(1, vec![]);
-        let coming = ClearRecord {
-            birth: BIRTH,
-            epoch: 2,
-            tracker: task(8),
-            ..ClearRecord::default()
-        };
-        assert_eq!(story.detectors.predecessor(&coming), Some(task(7)));
-        if gone {
-            story.detectors.note_predecessor_gone(&coming);
-        }
         story.clear_with(2, vec![], |clear| {
             clear.tracker = task(8);
             clear.tracker.comm[0] = comm;
             clear.read_epoch = read_epoch;
+            clear.opener_gone = u32::from(gone);
         });
         !story.found(1).is_empty()
     };
