@@ -135,7 +135,7 @@ pub const VMA_CHANGED: u32 = 1 << 1;
 pub struct RangeRecord {
     /// Kind, version, size, time.
     pub header: Header,
-    /// Stable id of the address space; 0 for [`RangeCause::FileHole`], which any may map.
+    /// Stable id of the address space; 0 where it is about a file ([`RangeCause::FileHole`]), which any may map.
     pub birth: u64,
     /// First address; for [`RangeCause::FileHole`] the offset in the file.
     pub start: u64,
@@ -171,17 +171,21 @@ pub enum RangeCause {
     UserfaultMove = 5,
     /// mprotect.
     Protect = 6,
+    /// khugepaged or madvise set about collapsing a piece of a file into a huge page; [`RangeRecord`] is filled in as for
+    /// [`Self::FileHole`].
+    FileCollapse = 7,
 }
 
 impl RangeCause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Advice,
         Self::Remap,
         Self::FileHole,
         Self::UserfaultZero,
         Self::UserfaultMove,
         Self::Protect,
+        Self::FileCollapse,
     ];
 
     /// The cause with this discriminant.
@@ -260,6 +264,6 @@ mod tests {
         }
         assert_eq!(Reader::from_raw(5), None);
         assert_eq!(RangeCause::from_raw(0), None);
-        assert_eq!(RangeCause::from_raw(7), None);
+        assert_eq!(RangeCause::from_raw(8), None);
     }
 }

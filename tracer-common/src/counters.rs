@@ -122,9 +122,9 @@ pub enum Stage {
     FreshFull = 27,
     /// More ranges were moved in one epoch than are kept.
     MovedFull = 28,
-    /// The map of calls under way was full: what a call did to a range is not known.
+    /// The map of calls under way was full, or the return of a call was not seen: what it did to a range is not known.
     CallsFull = 29,
-    /// Two threads in a write fault shared a slot: one write was not noted.
+    /// The return of a write fault was not seen, or not in time: one write was not noted.
     WriteSlotTaken = 30,
 }
 

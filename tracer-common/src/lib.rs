@@ -23,6 +23,7 @@ pub mod release;
 pub mod settings;
 pub mod table;
 pub mod tracked;
+pub mod writes;
 
 /// Size of a base page in bytes on every architecture that has soft-dirty tracking and that we build for.
 pub const PAGE_SIZE: u64 = 4096;

@@ -31,8 +31,12 @@ pub struct PageChunk {
     pub noted_epoch: u32,
     /// 1 if marks of epochs so old that they look like new ones may be among these: nothing is concluded then.
     pub stale: u32,
+    /// Newest epoch in which a migration took a page out of the page table; 0: none did.
+    pub departed_epoch: u32,
+    /// Keeps the next field aligned.
+    pub padding: u32,
     /// Keeps the bytes on cache lines of their own.
-    pub padding: [u64; 5],
+    pub line: [u64; 4],
     /// [`tag`] of the epoch of the newest write to each page, perhaps with [`RACED`]; 0 without one.
     pub written: [u8; PAGES],
     /// [`cause_mark`] of the mechanism that touched each page last; 0 without one.
@@ -95,11 +99,13 @@ pub enum PageCause {
     /// `try_to_migrate_one`, before 5.14 `try_to_unmap_one` with `TTU_MIGRATION`: a migration takes the page out of the
     /// page table and puts a migration entry there.
     Departure = 8,
+    /// The same, and the page was writable: so is the migration entry (`make_writable_migration_entry`).
+    WritableDeparture = 9,
 }
 
 impl PageCause {
     /// Every mechanism, in the order of the discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Migration,
         Self::HugeMigration,
         Self::Ksm,
@@ -108,12 +114,19 @@ impl PageCause {
         Self::Collapse,
         Self::Uprobe,
         Self::Departure,
+        Self::WritableDeparture,
     ];
 
     /// The mechanism with this discriminant.
     #[must_use]
     pub fn from_raw(raw: u8) -> Option<Self> {
         Self::ALL.get(usize::from(raw).checked_sub(1)?).copied()
+    }
+
+    /// Whether a migration of a small page did it.
+    #[must_use]
+    pub const fn is_migration(self) -> bool {
+        matches!(self, Self::Migration | Self::Departure | Self::WritableDeparture)
     }
 
     /// The name in records for people.
@@ -128,6 +141,7 @@ impl PageCause {
             Self::Collapse => "collapse",
             Self::Uprobe => "uprobe",
             Self::Departure => "departure",
+            Self::WritableDeparture => "writable_departure",
         }
     }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use tracer_common::audit::{Moved, RangeCause, RangeRecord};
 use tracer_common::counters::Stage;
-use tracer_common::pages::{PageCause, tag};
+use tracer_common::pages::{CHUNK_SIZE, PageCause, tag};
 use tracer_common::records::{Header, Kind, VERSION};
 
 use crate::identity::current;
@@ -29,7 +29,17 @@ pub struct CallUnderWay {
 
 #[inline(always)]
 fn begin(call: &CallUnderWay) {
-    if CALLS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
+    let thread = bpf_get_current_pid_tgid();
+    if let Some(before) = CALLS.get_ptr(thread) {
+        // SAFETY: the verifier proves that `before` is a map value.
+        let before = unsafe { &*before };
+        // `do_madvise` within the system call madvise is the same call. Any other has returned, and the kernel had no
+        // instance of the return probe left for it.
+        if before.start != call.start || before.length != call.length || before.cause != call.cause {
+            stage(Stage::CallsFull);
+        }
+    }
+    if CALLS.insert(thread, call, 0).is_err() {
         stage(Stage::CallsFull);
     }
 }
@@ -244,6 +254,22 @@ pub fn protected(birth: u64, epoch: u32, start: u64, end: u64, newflags: u64) {
 /// said of a file that nobody maps.
 #[inline(always)]
 pub fn file_hole(mapping: u64, start: u64, length: u64) {
+    of_file(mapping, start, length, RangeCause::FileHole);
+}
+
+/// `collapse_file(…, file, start, …)`: 2 MiB of a file, from page `start` on, are unmapped everywhere and collapsed.
+#[inline(always)]
+pub fn file_collapse(file: u64, start: u64) {
+    of_file(
+        Probed::u64(file, FILE_MAPPING.load()),
+        start << 12,
+        CHUNK_SIZE,
+        RangeCause::FileCollapse,
+    );
+}
+
+#[inline(always)]
+fn of_file(mapping: u64, start: u64, length: u64, cause: RangeCause) {
     if !tracking::anything() || Probed::u64(mapping, MAPPING_VMAS.load()) == 0 {
         return;
     }
@@ -254,7 +280,7 @@ pub fn file_hole(mapping: u64, start: u64, length: u64) {
         length,
         from: Probed::u64(inode, INODE_NUMBER.load()),
         from_length: u64::from(Probed::u32(superblock, SUPER_DEV.load())),
-        cause: RangeCause::FileHole as u32,
+        cause: cause as u32,
         ..CallUnderWay::default()
     };
     send_range(0, 0, &call);

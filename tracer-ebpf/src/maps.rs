@@ -11,13 +11,13 @@ use tracer_common::counters::{Counter, STRIP, Stage};
 use tracer_common::pages::{ChunkKey, PageChunk};
 use tracer_common::settings::{Own, Settings};
 use tracer_common::table::{VmaKey, VmaRow};
+use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 use crate::audit::{BENCHES, Scratch};
 use crate::calls::CallUnderWay;
 use crate::clears::ClearUnderWay;
 use crate::faults::TaskSlot;
 use crate::mprotects::MprotectUnderWay;
-use crate::writes::WriteUnderWay;
 
 /// Finds the number of a row by its key.
 #[map]
@@ -85,9 +85,9 @@ pub const TASK_SLOT_COUNT: u32 = 4096;
 pub static TASK_SLOTS: Array<TaskSlot> = Array::with_max_entries(TASK_SLOT_COUNT, 0);
 
 /// The write fault that a thread is in, where its return does not know the arguments; direct mapped like
-/// [`TASK_SLOTS`].
+/// [`TASK_SLOTS`]. The daemon maps them into its memory.
 #[map]
-pub static WRITE_SLOTS: Array<WriteUnderWay> = Array::with_max_entries(TASK_SLOT_COUNT, 0);
+pub static UNDER_WAY: Array<WriteUnderWay> = Array::with_max_entries(WRITE_SLOTS, BPF_F_MMAPABLE);
 
 /// What the daemon wants.
 #[map]

@@ -124,6 +124,10 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
     let Some(cause) = PageCause::from_raw(cause as u8) else {
         return;
     };
+    if matches!(cause, PageCause::Departure | PageCause::WritableDeparture) {
+        // SAFETY: the verifier proves that `chunk` is a map value.
+        unsafe { (*chunk).departed_epoch = epoch };
+    }
     // SAFETY: the verifier proves that `chunk` is a map value.
     store(
         unsafe { (&raw mut (*chunk).causes).cast() },
@@ -131,4 +135,39 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
         huge,
         cause_mark(cause, epoch),
     );
+}
+
+/// Whether a migration took the page at `address` out of the page table in this epoch, and it was writable.
+#[inline(never)]
+pub fn departed_writable(mm: u64, address: u64) -> bool {
+    let Some(tracked) = tracking::get(mm) else {
+        return false;
+    };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe {
+        let tracked = &*tracked;
+        (tracked.birth, tracked.boundary.epoch_of(address, tracked.epoch))
+    };
+    let Some(chunk) = get(find(birth, address)) else {
+        return false;
+    };
+    let page = (address >> 12) as usize & (PAGES - 1);
+    // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+    let mark = unsafe {
+        (&raw const (*chunk).causes)
+            .cast::<u8>()
+            .add(page)
+            .read_volatile()
+    };
+    mark == cause_mark(PageCause::WritableDeparture, epoch)
+}
+
+/// Whether migrations took pages of this chunk out of the page table in `epoch` or the one before: their entries may be there
+/// still.
+#[inline(always)]
+pub fn may_be_migrating(number: u32, epoch: u32) -> bool {
+    let Some(chunk) = get(number) else { return false };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    let departed = unsafe { (*chunk).departed_epoch };
+    departed != 0 && departed.wrapping_add(1) >= epoch
 }

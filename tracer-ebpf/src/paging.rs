@@ -91,6 +91,12 @@ fn step(table: u64, address: u64, shift: u32) -> u64 {
 /// The entry that maps `address` in an address space; `None` if none does now.
 #[inline(always)]
 pub fn leaf(mm: u64, address: u64) -> Option<Leaf> {
+    entry(mm, address).filter(|leaf| leaf.entry & PTE_PRESENT != 0)
+}
+
+/// The entry that maps `address`, or the one of its page table that does not.
+#[inline(always)]
+pub fn entry(mm: u64, address: u64) -> Option<Leaf> {
     if direct_map() == 0 {
         return None;
     }
@@ -119,8 +125,5 @@ pub fn leaf(mm: u64, address: u64) -> Option<Leaf> {
         return Some(Leaf { entry, huge: true });
     }
     let entry = step(table_of(entry), address, 12);
-    if entry & PTE_PRESENT == 0 {
-        return None;
-    }
     Some(Leaf { entry, huge: false })
 }

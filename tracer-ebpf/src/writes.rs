@@ -4,40 +4,40 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{PTE_SOFT_DIRTY, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY};
 use tracer_common::pages::{RACED, tag};
+use tracer_common::tracked::Tracked;
+use tracer_common::writes::WRITE_SLOTS;
 
 use crate::layout::*;
-use crate::maps::{TASK_SLOT_COUNT, WRITE_SLOTS, add, stage};
+use crate::maps::{UNDER_WAY, add, stage};
 use crate::memory::{Memory, Probed};
 use crate::{pages, paging, tracking};
-
-/// A write fault between its entry and its return, where the return does not know the arguments.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct WriteUnderWay {
-    thread: u64,
-    vma: u64,
-    address: u64,
-}
 
 /// The entry of `handle_mm_fault` for a write.
 #[inline(always)]
 pub fn entered(vma: u64, address: u64) {
-    if !tracking::perhaps::<Probed>(Probed::u64(vma, VMA_MM.load())) {
+    let mm = Probed::u64(vma, VMA_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
         return;
     }
+    let Some(tracked) = tracking::get(mm) else { return };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let tracked = unsafe { &*tracked };
     let thread = bpf_get_current_pid_tgid();
-    let Some(slot) = WRITE_SLOTS.get_ptr_mut(thread as u32 & (TASK_SLOT_COUNT - 1)) else {
+    let Some(slot) = UNDER_WAY.get_ptr_mut(thread as u32 & (WRITE_SLOTS - 1)) else {
         return;
     };
     // SAFETY: the verifier proves that `slot` is a map value.
     let slot = unsafe { &mut *slot };
     if slot.thread != 0 {
-        // The other's return will find the note of this one; or it is this thread's, and the kernel had no
-        // instance of the return probe left for it.
-        stage(Stage::WriteSlotTaken);
+        // This thread's last return was skipped, because the kernel had no instance of the return probe left for it; or the
+        // slot is another thread's, which will not find its note.
+        late(slot.mm, slot.birth, slot.address);
     }
     slot.vma = vma;
     slot.address = address;
+    slot.mm = mm;
+    slot.birth = tracked.birth;
+    slot.epoch = tracked.boundary.epoch_of(address, tracked.epoch);
     slot.thread = thread;
 }
 
@@ -45,7 +45,7 @@ pub fn entered(vma: u64, address: u64) {
 #[inline(always)]
 pub fn left(answer: u32) {
     let thread = bpf_get_current_pid_tgid();
-    let Some(slot) = WRITE_SLOTS.get_ptr_mut(thread as u32 & (TASK_SLOT_COUNT - 1)) else {
+    let Some(slot) = UNDER_WAY.get_ptr_mut(thread as u32 & (WRITE_SLOTS - 1)) else {
         return;
     };
     // SAFETY: the verifier proves that `slot` is a map value.
@@ -55,6 +55,21 @@ pub fn left(answer: u32) {
     }
     slot.thread = 0;
     returned::<Probed>(slot.vma, slot.address, answer);
+}
+
+/// A write whose return was not seen. If the page is soft-dirty nothing is lost: the mark comes late, that is all.
+#[inline(never)]
+fn late(mm: u64, birth: u64, address: u64) {
+    let Some(tracked) = tracking::get(mm) else { return };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let tracked = unsafe { &mut *tracked };
+    if tracked.birth != birth {
+        return;
+    }
+    let epoch = tracked.boundary.epoch_of(address, tracked.epoch);
+    if epoch != 0 && !mark(tracked, mm, address, epoch) {
+        stage(Stage::WriteSlotTaken);
+    }
 }
 
 /// The return of `handle_mm_fault(vma, address, flags, regs)` for a write.
@@ -81,13 +96,19 @@ fn note<M: Memory>(mm: u64, vma: u64, address: u64) {
     if epoch == 0 || M::u64(vma, VMA_FLAGS.load()) & (VM_SOFTDIRTY | VM_HUGETLB | VM_PFNMAP) != 0 {
         return;
     }
-    let Some(leaf) = paging::leaf(mm, address) else {
+    if !mark(tracked, mm, address, epoch) {
         stage(Stage::WriteUnsettled);
-        return;
+    }
+}
+
+/// Marks the page as written if its entry is soft-dirty; returns whether it is.
+#[inline(always)]
+fn mark(tracked: &mut Tracked, mm: u64, address: u64, epoch: u32) -> bool {
+    let Some(leaf) = paging::leaf(mm, address) else {
+        return false;
     };
     if leaf.entry & PTE_SOFT_DIRTY == 0 {
-        stage(Stage::WriteUnsettled);
-        return;
+        return false;
     }
     // A clear that takes the bit between these two lines has been walking since before them, or begins after the
     // mark is there and takes it away too.
@@ -97,7 +118,8 @@ fn note<M: Memory>(mm: u64, vma: u64, address: u64) {
         stage(Stage::WriteRaced);
     }
     if !pages::mark_written(tracked.birth, address, leaf.huge, epoch, mark) {
-        return;
+        // Told by the lack of a record.
+        return true;
     }
     stage(Stage::WriteNoted);
     add(&raw mut tracked.writes_since_read, 1);
@@ -106,4 +128,5 @@ fn note<M: Memory>(mm: u64, vma: u64, address: u64) {
         // The clear has taken the bit meanwhile: the write came before it.
         pages::mark_written(tracked.birth, address, leaf.huge, epoch, 0);
     }
+    true
 }

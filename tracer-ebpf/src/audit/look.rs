@@ -15,7 +15,7 @@ use super::{GROUPS, Scratch, WORDS};
 use crate::layout::*;
 use crate::maps::{MOVED, RECORDS, stage};
 use crate::memory::{Memory, Probed};
-use crate::{pages, paging, rows, tracking};
+use crate::{migration, pages, paging, rows, tracking};
 
 /// Looks at the pages one by one and reports what is not as it should be.
 ///
@@ -166,6 +166,8 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     let marks = scratch.written[group];
     let (mut exposed, mut dirty, mut clean, mut written, mut raced) = (0u64, 0u64, 0u64, 0u64, 0u64);
     let (mut none, mut special) = (0u64, 0u64);
+    let known = migration::known();
+    let is_known = 1 ^ zero_as_one(known);
     // Eight copies of the same lines instead of a loop: the verifiers before 6.3 go back over every turn of a loop
     // in a program with functions, and 512 turns take them minutes.
     macro_rules! page {
@@ -178,7 +180,8 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
             clean |= is_clean << $bit;
             written |= is_written << $bit;
             raced |= ((mark >> 7) & is_written) << $bit;
-            exposed |= ((entry >> 1) & entry & is_clean) << $bit;
+            let leaves = zero_as_one(migration::difference(entry, known)) & is_known;
+            exposed |= (((entry >> 1) & entry & is_clean) | leaves) << $bit;
             dirty |= ((entry / PTE_DIRTY) & 1) << $bit;
             none |= zero_as_one(entry) << $bit;
             special |= ((entry / PTE_SPECIAL) & is_present) << $bit;

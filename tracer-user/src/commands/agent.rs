@@ -238,6 +238,7 @@ impl Agent {
             unavailable_probes: self.unavailable,
             uncounted_probes: losses.uncounted_probes,
             watched_since_ns: None,
+            writes_under_way: self.kernel.probes.writes_under_way(),
         }
     }
 

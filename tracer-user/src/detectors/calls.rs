@@ -18,9 +18,10 @@ impl Detectors {
             self.totals.late += 1;
             return;
         };
-        if cause == RangeCause::FileHole {
-            self.hole(record);
-            return;
+        match cause {
+            RangeCause::FileHole => return self.hole(record),
+            RangeCause::FileCollapse => return self.collapse(record),
+            _ => {}
         }
         let range = worked::pages_of(record.start, record.length);
         let at_ns = record.header.time_ns;
@@ -94,6 +95,23 @@ impl Detectors {
                 epoch.drop_range(Dropped::FileHole, range);
             }
             self.totals.flush_dropped(epoch);
+        }
+    }
+
+    /// So does the collapse of a piece of a file: it takes the pages out of every page table, whether it succeeds or not.
+    fn collapse(&mut self, record: &RangeRecord) {
+        let piece = FileHole::of(record);
+        for space in self.spaces.values_mut() {
+            let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
+                continue;
+            };
+            let ranges = epoch
+                .at_clear
+                .as_ref()
+                .map_or_else(Vec::new, |at_clear| holes::holes_at(at_clear, &piece));
+            for range in ranges {
+                epoch.worked.note(Work::Collapse, range);
+            }
         }
     }
 

@@ -166,12 +166,7 @@ impl Epoch {
             .exposed
             .iter()
             .find_map(|page| tracer_common::pages::cause_of(record.causes[page], record.epoch))
-            .filter(|mark| {
-                matches!(
-                    mark,
-                    PageCause::Departure | PageCause::Migration | PageCause::HugeMigration
-                )
-            });
+            .filter(|&mark| mark.is_migration() || mark == PageCause::HugeMigration);
         let mut found = Vec::new();
         let mut interesting = record.exposed;
         interesting.add(&record.lost);

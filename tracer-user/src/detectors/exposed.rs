@@ -23,10 +23,7 @@ pub(super) struct Around {
 /// page protection that is writable without either is the bug of 2014, or a driver that sets it.
 pub(super) fn cause(around: Around) -> Cause {
     match around {
-        Around {
-            mark: Some(PageCause::Migration | PageCause::Departure),
-            ..
-        } => Cause::MigrationRace,
+        Around { mark: Some(mark), .. } if mark.is_migration() => Cause::MigrationRace,
         Around {
             mark: Some(PageCause::HugeMigration),
             ..

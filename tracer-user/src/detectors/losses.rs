@@ -29,6 +29,8 @@ pub struct Sample {
     pub uncounted_probes: u64,
     /// Since when write faults are watched, monotonic; `None`: from the start on.
     pub watched_since_ns: Option<u64>,
+    /// Write faults that have entered and whose return was not seen: address space, and its epoch at the entry.
+    pub writes_under_way: Vec<(u64, u32)>,
 }
 
 impl Sample {
@@ -55,12 +57,21 @@ pub(super) struct State {
     unavailable: u64,
     uncounted: u64,
     watched_since_ns: Option<u64>,
+    writes_under_way: Vec<(u64, u32)>,
 }
 
 impl State {
     #[cfg(test)]
     pub(super) fn last(&self, reason: Unknown) -> u64 {
         self.last.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// How many writes of an epoch that is over may not have been noted: a fault that is still under way a moment after the
+    /// end of its epoch, or of the next one, has lost its return.
+    pub(super) fn unreturned(&self, birth: u64, number: u32) -> u64 {
+        let of_epoch =
+            |&&(of, at): &&(u64, u32)| of == birth && (at == number || at.wrapping_add(1) == number);
+        self.writes_under_way.iter().filter(of_epoch).count() as u64
     }
 
     /// Marks an epoch that begins with what is missing already.
@@ -79,6 +90,7 @@ impl Detectors {
         self.losses.unavailable = sample.unavailable_probes;
         self.losses.uncounted = sample.uncounted_probes;
         self.losses.watched_since_ns = sample.watched_since_ns;
+        self.losses.writes_under_way.clone_from(&sample.writes_under_way);
         for (reason, count) in sample.counts() {
             let last = self.losses.last.insert(reason, count).unwrap_or(0);
             let more = count.saturating_sub(last);

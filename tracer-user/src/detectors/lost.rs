@@ -52,8 +52,8 @@ impl Around<'_> {
 
     /// Whether the page is out of its page table only until a migration has put an entry there.
     fn migrates(&self) -> bool {
-        use PageCause::{Departure, HugeMigration, Migration};
-        matches!(self.mark, Some(Departure | Migration | HugeMigration))
+        self.mark
+            .is_some_and(|mark| mark.is_migration() || mark == PageCause::HugeMigration)
     }
 
     fn dropped(&self) -> Option<Dropped> {
@@ -106,7 +106,7 @@ fn private(around: &Around<'_>) -> Lost {
             Some(PageCause::Ksm) => Cause::KsmMerge,
             Some(PageCause::Uprobe) => Cause::Uprobe,
             Some(PageCause::Collapse) => Cause::SharedCollapse,
-            Some(PageCause::Migration | PageCause::Departure) => Cause::MigrationRace,
+            Some(mark) if mark.is_migration() => Cause::MigrationRace,
             Some(PageCause::HugeMigration) => Cause::MigrationRaceThp,
             _ if around.worked(Work::UserfaultMovedHere) => Cause::UserfaultfdMove,
             _ if around.worked(Work::MovedHere) => Cause::MremapTableMove,
@@ -143,10 +143,10 @@ fn shared(around: &Around<'_>) -> Lost {
         (_, Some(asked)) => asked,
         (_, None) if around.worked(Work::Pageout) => Cause::SharedZap,
         (_, None) if around.worked(Work::Collapse) => Cause::SharedCollapse,
-        (Some(PageCause::Migration | PageCause::Departure), None) => Cause::MigrationRace,
+        (Some(mark), None) if mark.is_migration() => Cause::MigrationRace,
         (Some(PageCause::HugeMigration), None) => Cause::MigrationRaceThp,
-        (None, None) if around.worked(Work::MovedHere) => Cause::MremapTableMove,
-        (None, None) => Cause::Unknown,
+        (_, None) if around.worked(Work::MovedHere) => Cause::MremapTableMove,
+        (_, None) => Cause::Unknown,
     })
 }
 

@@ -28,6 +28,7 @@ mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use tracer_common::counters::Stage;
 use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
@@ -405,6 +406,10 @@ impl Detectors {
         } else if !epoch.to_verify.is_empty() {
             epoch.note_unknown(Unknown::MoveUnverified, 1);
         }
+        epoch.note_unknown(
+            Unknown::Lost(Stage::WriteSlotTaken),
+            self.losses.unreturned(birth, number),
+        );
         epoch.finish(&mut self.budget);
         for evidence in [Evidence::Exposed, Evidence::Observed, Evidence::Proved] {
             for (cause, pages) in epoch.standing_pages(evidence) {

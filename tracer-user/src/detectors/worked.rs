@@ -117,8 +117,8 @@ impl Worked {
                 self.note(Work::UserfaultMovedAway, pages_of(record.from, record.length));
             }
             Some(RangeCause::Protect) => self.note(Work::Protect, range),
-            // Holes have no addresses of their own.
-            Some(RangeCause::FileHole) | None => {}
+            // What is about files has no addresses of its own.
+            Some(RangeCause::FileHole | RangeCause::FileCollapse) | None => {}
         }
     }
 }

@@ -31,6 +31,7 @@ use tracer_common::records::{DecodeError, Record};
 use tracer_common::settings::{MODE_IDLE, MODE_LIVE, MODE_SELF_TEST, Own, Settings};
 use tracer_common::table::VmaKey;
 use tracer_common::tracked::Tracked;
+use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 pub use self::bare::Bare;
 use self::counters::Counters;
@@ -162,6 +163,7 @@ pub struct Probes {
     own: Array<MapData, Own>,
     tracked: HashMap<MapData, u64, Tracked>,
     bare: PerCpuArray<MapData, u64>,
+    writes: MappedArray<WriteUnderWay>,
     live: Box<Settings>,
     limits: Limits,
     undecoded: u64,
@@ -228,6 +230,11 @@ impl Probes {
                 .context("the array of counters cannot be mapped")?,
             other => return Err(StartError::Other(anyhow::anyhow!("COUNTERS is {other:?}"))),
         };
+        let writes = match map("UNDER_WAY")? {
+            aya::maps::Map::Array(data) => MappedArray::new(data, WRITE_SLOTS as usize)
+                .context("the array of writes under way cannot be mapped")?,
+            other => return Err(StartError::Other(anyhow::anyhow!("UNDER_WAY is {other:?}"))),
+        };
         let other = |error: aya::maps::MapError| StartError::Other(error.into());
         Ok(Self {
             counters: Counters::new(counters),
@@ -239,6 +246,7 @@ impl Probes {
             own: Array::try_from(map("OWN")?).map_err(other)?,
             tracked: HashMap::try_from(map("TRACKED")?).map_err(other)?,
             bare: PerCpuArray::try_from(map("BARE")?).map_err(other)?,
+            writes,
             verdicts: Vec::new(),
             live,
             limits: options.limits,
@@ -334,6 +342,17 @@ impl Probes {
         let mut runs = missed::missed_runs(&self.object, self.kprobes_are_accounted_for);
         missed::subtract(&mut runs, &self.missed_before);
         runs
+    }
+
+    /// Write faults that have entered and not returned yet, as far as a return probe is needed to see that: address space,
+    /// and its epoch at the entry.
+    #[must_use]
+    pub fn writes_under_way(&self) -> Vec<(u64, u32)> {
+        (0..self.writes.len())
+            .filter(|&slot| self.writes.read_word(slot, 0) != 0)
+            .map(|slot| self.writes.read(slot))
+            .map(|write| (write.birth, write.epoch))
+            .collect()
     }
 
     /// The ring buffer's descriptor, readable when records wait.

@@ -54,6 +54,22 @@ fn every_kind_of_loss_forbids_trust() {
 }
 
 #[test]
+fn a_write_that_has_not_returned_long_after_its_epoch_forbids_trust_in_that_and_the_next() {
+    let mut story = Story::new();
+    for epoch in 1..=4 {
+        story.clear(epoch, vec![]);
+    }
+    story.detectors.note_losses(&Sample {
+        writes_under_way: vec![(BIRTH, 2), (BIRTH + 0x1000, 1)],
+        ..Sample::default()
+    });
+    story.settle();
+    let verdicts: Vec<_> = (1..=3).map(|epoch| story.of(epoch).verdict).collect();
+    assert_eq!(verdicts, [Verdict::Trusted, Verdict::Suspect, Verdict::Suspect]);
+    assert_eq!(story.of(2).reasons[0].name, "write_slot_taken");
+}
+
+#[test]
 fn epochs_that_no_clear_opened_are_not_trusted() {
     for (origin, reason) in [(ORIGIN_ADOPTED, "adopted"), (ORIGIN_FORK, "forked")] {
         let mut story = Story::new();

@@ -432,7 +432,10 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function(
         "collapse_file",
         "ARGS_COLLAPSE_FILE",
-        &[needs("ARG_COLLAPSE_FILE_START", "start")],
+        &[
+            needs("ARG_COLLAPSE_FILE_FILE", "file"),
+            needs("ARG_COLLAPSE_FILE_START", "start"),
+        ],
     ),
     function(
         "collapse_pte_mapped_thp",
