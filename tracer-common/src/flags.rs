@@ -43,6 +43,8 @@ pub const VM_PFNMAP: u64 = 0x400;
 pub const VM_ACCOUNT: u64 = 0x0010_0000;
 /// `VM_HUGETLB`.
 pub const VM_HUGETLB: u64 = 0x0040_0000;
+/// `VM_SHADOW_STACK` (6.6, x86): of anonymous private memory no older kernel uses this bit for anything.
+pub const VM_SHADOW_STACK: u64 = 1 << 37;
 /// `VM_SOFTDIRTY`: set on a VMA that no clear has reached yet. Clear means armed.
 pub const VM_SOFTDIRTY: u64 = 0x0800_0000;
 

@@ -181,6 +181,7 @@ impl Epoch {
                     born_writable: born_writable(&record.vma.key),
                     merged,
                     protected: self.worked.on(Work::Protect, range),
+                    shared_anon: kind == Some(VmaKind::SharedAnon),
                 });
                 let dirty = record.exposed_dirty.contains(page);
                 put(if dirty { Rank::ExposedDirty } else { Rank::Exposed }, cause);

@@ -15,6 +15,8 @@ pub(super) struct Around {
     pub(super) merged: bool,
     /// mprotect worked on the page in this epoch.
     pub(super) protected: bool,
+    /// Shared memory without a file of its own: mprotect alone gives no write bits there, for want of `page_mkwrite`.
+    pub(super) shared_anon: bool,
 }
 
 /// Why a page is exposed.
@@ -31,6 +33,12 @@ pub(super) fn cause(around: Around) -> Cause {
         Around {
             born_writable: true,
             merged: true,
+            ..
+        } => Cause::VmaMerge,
+        // On 5.10 the mprotect that merges gives the armed side its write bits, too.
+        Around {
+            merged: true,
+            shared_anon: true,
             ..
         } => Cause::VmaMerge,
         Around { protected: true, .. } => Cause::MprotectUpgrade,
@@ -53,6 +61,7 @@ mod tests {
             born_writable: true,
             merged: true,
             protected: true,
+            shared_anon: false,
         };
         assert_eq!(cause(around), Cause::MigrationRace);
         let around = Around {
@@ -60,6 +69,16 @@ mod tests {
             ..around
         };
         assert_eq!(cause(around), Cause::VmaMerge);
+        let upgraded = Around {
+            born_writable: false,
+            ..around
+        };
+        assert_eq!(cause(upgraded), Cause::MprotectUpgrade);
+        let around_anon = Around {
+            shared_anon: true,
+            ..upgraded
+        };
+        assert_eq!(cause(around_anon), Cause::VmaMerge);
         let around = Around {
             merged: false,
             ..around

@@ -265,6 +265,10 @@ impl Detectors {
         let aliased_before = space
             .newest()
             .map_or(0, |epoch| epoch.blind[Blind::WritableAlias as usize]);
+        let shadow_stacks_before = space
+            .newest()
+            .and_then(|epoch| epoch.unknown.get(&Unknown::ShadowStack).copied())
+            .unwrap_or(0);
         let opening = Opening::Clear(Box::new(*clear));
         let epoch = match space.epochs.get_mut(&number) {
             // Something of it was met before its record.
@@ -295,6 +299,11 @@ impl Detectors {
             Some(at_clear) => at_clear.aliased_bytes(),
             None => aliased_before,
         };
+        let shadow_stacks = epoch
+            .at_clear
+            .as_ref()
+            .map_or(shadow_stacks_before, AtClear::shadow_stacks);
+        epoch.note_unknown(Unknown::ShadowStack, shadow_stacks);
         let met_now = epoch.at_clear.clone();
         self.losses.note_start(epoch, clear.first_walk_ns);
         let new = hazards::opening_clear(epoch, clear);

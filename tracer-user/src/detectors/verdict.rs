@@ -68,6 +68,8 @@ pub enum Unknown {
     FindingsFull,
     /// sdtrace's own audit has not been through the address space within its period; only while the epoch is open.
     AuditBehind,
+    /// A shadow stack: there an entry is writable without its write bit, and the audit does not see that.
+    ShadowStack,
 }
 
 /// Stages whose growth means that something was not seen.
@@ -90,7 +92,7 @@ pub const LOSSES: [Stage; 15] = [
 ];
 
 impl Unknown {
-    const OWN: [Self; 15] = [
+    const OWN: [Self; 16] = [
         Self::Undecodable,
         Self::MissedProbeRuns,
         Self::UncountedProbes,
@@ -106,6 +108,7 @@ impl Unknown {
         Self::MoveUnverified,
         Self::FindingsFull,
         Self::AuditBehind,
+        Self::ShadowStack,
     ];
 
     /// Every reason.
@@ -133,6 +136,7 @@ impl Unknown {
             Self::MoveUnverified => "move_unverified",
             Self::FindingsFull => "findings_full",
             Self::AuditBehind => "audit_behind",
+            Self::ShadowStack => "shadow_stack",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracer_common::audit::{RangeCause, RangeRecord, VmaFacts};
 use tracer_common::classify::VmaKind;
-use tracer_common::flags::{VM_SHARED, is_armed};
+use tracer_common::flags::{VM_SHADOW_STACK, VM_SHARED, is_armed};
 use tracer_common::table::VmaKey;
 
 use super::cause::Dropped;
@@ -297,6 +297,13 @@ impl AtClear {
         };
         let gone = self.aliased().filter(|vma| !is_there(vma));
         gone.map(|vma| vma.range().len()).sum()
+    }
+
+    /// Shadow stacks.
+    pub(super) fn shadow_stacks(&self) -> u64 {
+        let is_one =
+            |vma: &&VmaAtClear| vma.kind == VmaKind::PrivateAnon && vma.key.flags & VM_SHADOW_STACK != 0;
+        self.vmas.iter().filter(is_one).count() as u64
     }
 
     fn aliased(&self) -> impl Iterator<Item = &VmaAtClear> {

@@ -158,6 +158,26 @@ fn a_hole_in_a_file_is_found_where_the_file_was_mapped() {
 }
 
 #[test]
+fn a_collapse_of_a_piece_of_a_file_is_the_cause_where_the_file_was_mapped() {
+    let mut story = Story::new();
+    let mut file = shared(0, 64);
+    (file.inode, file.device, file.offset) = (9, 3, 16);
+    story.clear(1, vec![file, shared(512, 8)]);
+    story.range(RangeCause::FileCollapse, Range::of(0, 20 * PAGE), |record| {
+        record.birth = 0;
+        (record.from, record.from_length) = (9, 3);
+    });
+    story.pages(file, |record| record.lost = PageSet::range(0, 6));
+    assert_eq!(
+        story.found(1),
+        [
+            ("shared-collapse".to_owned(), Evidence::Observed, 4),
+            ("unknown_cause".to_owned(), Evidence::Observed, 2),
+        ]
+    );
+}
+
+#[test]
 fn exposed_pages_of_a_migration_and_what_became_of_them() {
     let mut story = Story::new();
     story.clear(1, vec![private(0, 64)]);

@@ -1,5 +1,7 @@
 //! Hazards.
 
+use tracer_common::flags::VM_SHADOW_STACK;
+
 use super::*;
 
 #[test]
@@ -217,6 +219,24 @@ fn a_mapping_that_is_gone_at_the_next_clear_hid_nothing() {
     // Another file is mapped there now.
     assert_eq!(blind_after(vec![mapped(0, 11), mapped(64, 12)]), 0);
     assert_eq!(blind_after(vec![]), 0);
+}
+
+#[test]
+fn a_shadow_stack_is_not_audited_and_not_trusted() {
+    let mut story = Story::new();
+    let stack = |start| {
+        let mut vma = private(start, 16);
+        vma.key.flags |= VM_SHADOW_STACK;
+        vma
+    };
+    story.clear(1, vec![private(64, 64), stack(0)]);
+    assert_eq!(story.of(1).verdict, Verdict::Suspect);
+    assert_eq!(story.of(1).reasons[0].name, "shadow_stack");
+    // Before 6.6 the bit means something else, of memory that is not anonymous.
+    let mut file = stack(0);
+    file.kind = VmaKind::PrivateFile;
+    story.clear(2, vec![private(64, 64), file]);
+    assert_eq!(story.of(2).verdict, Verdict::Trusted);
 }
 
 #[test]
