@@ -86,6 +86,10 @@ pub struct PagesRecord {
     pub initial_pid: u32,
     /// Thread id of who walked.
     pub initial_tid: u32,
+    /// 1 if migrations took pages of the chunk out of the page table in this epoch or the one before.
+    pub migrating: u32,
+    /// Keeps the next field aligned.
+    pub padding: u32,
     /// Pages of the chunk that lie in the VMA and in the walk.
     pub looked_at: PageSet,
     /// Present, writable, not soft-dirty.

@@ -106,6 +106,8 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
         let thread = bpf_get_current_pid_tgid();
         (*record).initial_pid = (thread >> 32) as u32;
         (*record).initial_tid = thread as u32;
+        (*record).migrating = u32::from(pages::may_be_migrating(chunk, scratch.site.epoch));
+        (*record).padding = 0;
     }
     stage(Stage::AuditFinding);
     reserved.submit(0);

@@ -6,7 +6,6 @@ use tracer_common::audit::{MOVED_RANGES, PagesRecord, Reader, VmaRecord};
 use tracer_common::classify::VmaKind;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_SHARED, is_armed};
-use tracer_common::pages::PageCause;
 use tracer_common::records::{Blind, ClearRecord};
 
 use super::cause::{Cause, Dropped, Evidence};
@@ -160,13 +159,6 @@ impl Epoch {
         let kind = u8::try_from(record.vma.kind).ok().and_then(VmaKind::from_raw);
         let merged = merged || self.fresh.overlaps(vma_range);
         let holes = self.holes.within(&record.vma);
-        // A clear forgets the marks of a page table just before it walks it; a migration that has begun by then ends
-        // behind it. What the other exposed pages of the same page table tell is as good.
-        let of_neighbours = record
-            .exposed
-            .iter()
-            .find_map(|page| tracer_common::pages::cause_of(record.causes[page], record.epoch))
-            .filter(|&mark| mark.is_migration() || mark == PageCause::HugeMigration);
         let mut found = Vec::new();
         let mut interesting = record.exposed;
         interesting.add(&record.lost);
@@ -177,11 +169,12 @@ impl Epoch {
             let mut put = |rank, cause| found.push(PageFinding { page, rank, cause });
             if record.exposed.contains(page) {
                 let cause = exposed::cause(exposed::Around {
-                    mark: mark.or(of_neighbours),
+                    mark,
                     born_writable: born_writable(&record.vma.key),
                     merged,
                     protected: self.worked.on(Work::Protect, range),
                     shared_anon: kind == Some(VmaKind::SharedAnon),
+                    migrating: record.migrating != 0,
                 });
                 let dirty = record.exposed_dirty.contains(page);
                 put(if dirty { Rank::ExposedDirty } else { Rank::Exposed }, cause);
@@ -222,6 +215,7 @@ impl Epoch {
                 entry,
                 mark,
                 worked: &self.worked,
+                migrating: record.migrating != 0,
                 hole: holes.iter().any(|hole| hole.overlaps(range)),
                 page: range,
             }) {

@@ -15,6 +15,8 @@ pub(super) struct Around {
     pub(super) merged: bool,
     /// mprotect worked on the page in this epoch.
     pub(super) protected: bool,
+    /// Migrations were at work in its page table: one that began before the clear has left its mark in the epoch before.
+    pub(super) migrating: bool,
     /// Shared memory without a file of its own: mprotect alone gives no write bits there, for want of `page_mkwrite`.
     pub(super) shared_anon: bool,
 }
@@ -46,6 +48,7 @@ pub(super) fn cause(around: Around) -> Cause {
             born_writable: true, ..
         } => Cause::SharedReadFault,
         Around { merged: true, .. } => Cause::VmaMerge,
+        Around { migrating: true, .. } => Cause::MigrationRace,
         _ => Cause::Unknown,
     }
 }
@@ -62,6 +65,7 @@ mod tests {
             merged: true,
             protected: true,
             shared_anon: false,
+            migrating: true,
         };
         assert_eq!(cause(around), Cause::MigrationRace);
         let around = Around {
@@ -90,6 +94,11 @@ mod tests {
         };
         assert_eq!(cause(around), Cause::SharedReadFault);
         assert_eq!(cause(Around::default()), Cause::Unknown);
+        let near = Around {
+            migrating: true,
+            ..Around::default()
+        };
+        assert_eq!(cause(near), Cause::MigrationRace);
         let thp = Around {
             mark: Some(PageCause::HugeMigration),
             ..Around::default()

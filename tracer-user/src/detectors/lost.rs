@@ -41,6 +41,8 @@ pub(super) struct Around<'a> {
     pub(super) worked: &'a Worked,
     /// A hole in the mapped file lies here.
     pub(super) hole: bool,
+    /// Migrations are at work in its page table; the mark of one that began before the clear is gone.
+    pub(super) migrating: bool,
     /// The page.
     pub(super) page: Range,
 }
@@ -52,8 +54,10 @@ impl Around<'_> {
 
     /// Whether the page is out of its page table only until a migration has put an entry there.
     fn migrates(&self) -> bool {
-        self.mark
-            .is_some_and(|mark| mark.is_migration() || mark == PageCause::HugeMigration)
+        match self.mark {
+            Some(mark) => mark.is_migration() || mark == PageCause::HugeMigration,
+            None => self.migrating,
+        }
     }
 
     fn dropped(&self) -> Option<Dropped> {
@@ -174,6 +178,7 @@ mod tests {
             mark,
             worked: &with(works),
             hole: false,
+            migrating: false,
             page: PAGE,
         })
     }
@@ -275,9 +280,15 @@ mod tests {
             mark: None,
             worked: &worked,
             hole: false,
+            migrating: false,
             page: PAGE,
         };
         assert_eq!(judge(&around), Lost::Missed(Cause::Unknown));
+        let migrating = Around {
+            migrating: true,
+            ..around
+        };
+        assert_eq!(judge(&migrating), Lost::OnTheMove);
         let hole = Around { hole: true, ..around };
         assert_eq!(judge(&hole), Lost::Dropped(Dropped::FileHole));
     }

@@ -269,10 +269,16 @@ fn a_migration_whose_mark_the_clear_forgot() {
     story.clear(1, vec![private(0, 64)]);
     story.pages(private(0, 64), |record| {
         record.exposed = PageSet::range(0, 8);
+        // Written, and taken out of the page table for a moment.
+        record.lost = PageSet::range(8, 1);
+        record.none = PageSet::range(8, 1);
         marked(record, PageCause::Migration, 2, 3);
+        record.migrating = 1;
     });
     assert_eq!(
         story.found(1),
         [("migration-race".to_owned(), Evidence::Exposed, 8)]
     );
+    assert!(story.of(1).dropped_pages.is_empty());
+    assert_eq!(story.of(1).reasons.last().unwrap().name, "raced_with_clear");
 }
