@@ -54,11 +54,6 @@ pub fn disagreements(ledger: &Ledger, scrape: &Scrape) -> Vec<String> {
     found
 }
 
-/// Epochs of stressors with an incident that are let pass, and printed. Single pages in a few of 12,000 epochs are told as
-/// missed, and nobody knows yet whether they were: what stressors write is not verified (docs/detectors.md, known defects).
-/// Of the oracle, whose content is, none are.
-const STRAY_EPOCHS: u64 = 2;
-
 impl Summary {
     /// Everything that is not as it must be, whatever the features.
     pub fn judge(&mut self) {
@@ -110,7 +105,7 @@ impl Summary {
             );
             let (epochs, incidents) = sdtrace.examined.incidents();
             check(
-                epochs <= STRAY_EPOCHS,
+                epochs == 0,
                 format!(
                     "incidents though nothing that causes them was on: {}",
                     incidents.join("; ")

@@ -66,7 +66,7 @@ impl Step {
 #[must_use]
 #[allow(clippy::too_many_lines, reason = "a list, one entry a step")]
 pub fn steps(extent: Extent) -> Vec<Step> {
-    let mut steps = vec![
+    vec![
         Step::new("fmt", "every file is formatted", || {
             cargo(&["fmt", "--all", "--check"])
         }),
@@ -168,23 +168,17 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "the kernel's own test of soft-dirty and the battery agree on every kernel",
             move || selftest::run(&series(extent)?),
         ),
-    ];
-    // Not in the usual run before their rows were measured on every kernel; see "Known defects" of docs/detectors.md.
-    if extent == Extent::Full {
-        steps.extend([
-            Step::new(
-                "detection",
-                "what the battery makes a kernel miss sdtrace says, with its cause and count, and nothing else",
-                move || detection::run(&series(extent)?, extent),
-            ),
-            Step::new(
-                "detection-cases",
-                "several causes in one epoch keep their names, and everything that cannot be checked forbids trust",
-                || detection::cases(Wanted::Series(Series { major: 6, minor: 12 })),
-            ),
-        ]);
-    }
-    steps
+        Step::new(
+            "detection",
+            "what the battery makes a kernel miss sdtrace says, with its cause and count, and nothing else",
+            move || detection::run(&series(extent)?, extent),
+        ),
+        Step::new(
+            "detection-cases",
+            "several causes in one epoch keep their names, and everything that cannot be checked forbids trust",
+            || detection::cases(Wanted::Series(Series { major: 6, minor: 12 })),
+        ),
+    ]
 }
 
 /// The kernels that guests are booted with: the ones that users run, or all that the suites offer.
