@@ -1,4 +1,4 @@
-// Soft-dirty loses writes to pages that KSM merges afterwards (5.10 to 7.3).
+// Soft-dirty loses writes to pages that KSM merges afterwards (5.10 to 7.3; 6.12 up to 6.12.117).
 // cc -O2 ksm.c && ./a.out    (as root: it runs KSM for a moment and puts its setting back)
 //
 // mm/ksm.c, replace_page(): the new PTE is made from vm_page_prot, orig_pte's soft-dirty bit is not carried over.

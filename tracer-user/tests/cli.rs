@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 fn sdtrace(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sdtrace"));
@@ -235,4 +236,33 @@ fn a_verdict_that_cannot_be_had_is_unknown() {
         let (code, line) = complains(arguments);
         assert_eq!((code, line.contains(part)), (2, true), "{line}");
     }
+}
+
+/// `clear_refs=4` succeeds on every kernel; only a page that was written after it tells whether bits are kept at all.
+#[test]
+fn the_battery_runs_nothing_where_the_kernel_keeps_no_bits() {
+    let start = Instant::now();
+    let output = sdtrace(&["battery", "--json", "--only", "control-private-anon"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let results = said["results"].as_array().unwrap();
+    if said["soft_dirty"] == true {
+        assert_eq!(results[0]["result"], "tracked", "{said}");
+        return;
+    }
+    assert!(results.is_empty(), "{said}");
+    let why = said["why"].as_str().unwrap();
+    assert!(why.contains("this kernel has no soft-dirty tracking"), "{why}");
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "it says so after {:?}",
+        start.elapsed()
+    );
+    // Nothing was compared, so nothing can be as expected.
+    let compared = sdtrace(&["battery", "--expect", "--only", "control-private-anon"])
+        .output()
+        .unwrap();
+    assert_ne!(compared.status.code(), Some(0));
 }

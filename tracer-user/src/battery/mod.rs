@@ -10,6 +10,8 @@
 mod expected;
 mod oracle;
 mod outcome;
+#[cfg(test)]
+mod proofs;
 mod report;
 mod restore;
 mod runner;

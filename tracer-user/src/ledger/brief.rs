@@ -19,13 +19,13 @@ impl Ledger {
     pub fn briefs(&self, after: u64) -> impl Iterator<Item = SpaceBrief<'_>> {
         self.spaces
             .range(after.saturating_add(1)..)
-            .map(|(_, space)| SpaceBrief(space))
+            .map(|(_, space)| SpaceBrief(space.as_ref()))
     }
 
     /// The address space with this small number.
     #[must_use]
     pub fn brief(&self, id: u64) -> Option<SpaceBrief<'_>> {
-        self.spaces.get(&id).map(SpaceBrief)
+        self.spaces.get(&id).map(|space| SpaceBrief(space))
     }
 }
 

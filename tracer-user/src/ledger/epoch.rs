@@ -197,14 +197,14 @@ impl Epoch {
     }
 
     /// Gives the details up and keeps the sum; returns how many VMA states went.
-    pub(super) fn fold_vmas(&mut self) -> u64 {
+    pub(super) fn fold_vmas(&mut self) -> usize {
         let mut sum = self.folded;
         for (key, entry) in &self.vmas {
             sum.add(&entry.counts(key));
         }
-        let gone = self.vmas.len() as u64;
+        let gone = self.vmas.len();
         self.folded = sum;
-        self.folded_vmas += gone;
+        self.folded_vmas += gone as u64;
         self.vmas = BTreeMap::new();
         gone
     }

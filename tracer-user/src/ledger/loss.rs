@@ -164,13 +164,7 @@ impl Ledger {
     /// Notices address spaces and epochs that rows tell of and records do not, for too long.
     pub(super) fn note_gaps(&mut self, now_ns: u64) {
         let overdue = |since: u64| now_ns >= since + RECORD_GRACE_NS;
-        let strangers: HashSet<u64> = self
-            .rows
-            .values()
-            .filter(|row| overdue(row.first_met) && !self.ids.contains_key(&row.birth))
-            .map(|row| row.birth)
-            .collect();
-        for birth in strangers {
+        for birth in std::mem::take(&mut self.left.strangers) {
             self.space(birth).open_unseen(1);
             self.loss.missing_records += 1;
             // It may be gone already.

@@ -18,6 +18,7 @@ mod release;
 mod rows;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulated;
+mod slots;
 mod snapshot;
 mod sources;
 mod space;
@@ -44,7 +45,9 @@ pub use view::Description;
 pub use workloads::{Measure, Measured, Tally};
 
 use epoch::Opening;
+use release::is_stale;
 use rows::{RowState, RowView};
+use slots::Slots;
 use space::{Ends, Phase, Space};
 
 /// How long after an exit counts are still taken in: a return probe that was entered before may come late.
@@ -62,12 +65,15 @@ const OTHER_CLEARS: usize = 64;
 #[derive(Debug)]
 pub struct Ledger {
     limits: Limits,
-    spaces: BTreeMap<u64, Space>,
+    /// In boxes: a look at the rows searches this tree once for each row, and so it fits into the cache.
+    spaces: BTreeMap<u64, Box<Space>>,
     ids: HashMap<u64, u64>,
     next_id: u64,
     /// Ended address spaces, oldest first.
     ended: VecDeque<u64>,
-    rows: BTreeMap<u32, RowState>,
+    rows: Slots<RowState>,
+    /// What the last look at all rows left to do.
+    left: Left,
     /// Address spaces that were cleared since their rows were looked at.
     cleared: HashSet<u64>,
     /// Number of the last look at all rows.
@@ -82,6 +88,15 @@ pub struct Ledger {
     loss: loss::State,
 }
 
+/// What a look at all rows leaves to do, so that it is the only one that goes through them all.
+#[derive(Debug, Default)]
+struct Left {
+    /// Rows that may be retired or recycled.
+    rows: Vec<u32>,
+    /// Address spaces that rows tell of and no record does.
+    strangers: HashSet<u64>,
+}
+
 impl Ledger {
     /// An empty ledger.
     #[must_use]
@@ -92,7 +107,8 @@ impl Ledger {
             ids: HashMap::new(),
             next_id: 1,
             ended: VecDeque::new(),
-            rows: BTreeMap::new(),
+            rows: Slots::new(),
+            left: Left::default(),
             cleared: HashSet::new(),
             looks: 0,
             ends: [0; EndReason::ALL.len()],
@@ -173,7 +189,9 @@ impl Ledger {
                 space.met_epoch = 0;
             }
         }
-        table.for_each_of(&births, &mut |slot, row| self.take_in(slot, row, table, now_ns));
+        table.for_each_of(&births, &mut |slot, row| {
+            self.take_in(slot, row, table, now_ns);
+        });
         let mut ends = Ends::new();
         for birth in births {
             let Some(space) = self.ids.get(&birth).and_then(|id| self.spaces.get_mut(id)) else {
@@ -224,7 +242,9 @@ impl Ledger {
         if id == self.next_id {
             self.next_id += 1;
         }
-        self.spaces.entry(id).or_insert_with(|| Space::new(id, birth))
+        self.spaces
+            .entry(id)
+            .or_insert_with(|| Box::new(Space::new(id, birth)))
     }
 
     /// Whether a record has told of this address space, and it has not been given up to save memory.
@@ -234,7 +254,7 @@ impl Ledger {
     }
 
     fn known(&mut self, birth: u64) -> Option<&mut Space> {
-        self.spaces.get_mut(self.ids.get(&birth)?)
+        self.spaces.get_mut(self.ids.get(&birth)?).map(Box::as_mut)
     }
 
     fn count_ends(&mut self, ends: &Ends) {
@@ -249,33 +269,62 @@ impl Ledger {
         self.cleared.clear();
         for space in self.spaces.values_mut() {
             space.met_epoch = 0;
+            space.rows = 0;
         }
         self.looks += 1;
-        table.for_each_used(&mut |slot, row| self.take_in(slot, row, table, now_ns));
+        let mut left = std::mem::take(&mut self.left);
+        left.rows.clear();
+        left.strangers.clear();
+        table.for_each_used(&mut |slot, row| {
+            let (state, space) = self.take_in(slot, row, table, now_ns);
+            match space {
+                Some(space) => {
+                    space.rows += 1;
+                    if state.retired_at.is_some() || is_stale(state.met_epoch, space) || !space.is_live() {
+                        left.rows.push(slot);
+                    }
+                }
+                None if now_ns >= state.first_met + RECORD_GRACE_NS => {
+                    left.strangers.insert(state.birth);
+                }
+                None => {}
+            }
+        });
+        self.left = left;
         // Only `recycle` empties a row, and it forgets the row's state at the same time.
         let (before, looks) = (self.rows.len(), self.looks);
-        self.rows.retain(|_, state| state.look == looks);
+        self.rows.retain(|state| state.look == looks);
         self.loss.inconsistent += (before - self.rows.len()) as u64;
     }
 
-    fn take_in(&mut self, slot: u32, row: &VmaRow, table: &dyn VmaTable, now_ns: u64) {
+    /// Takes in one row; returns what is known of it now, and its address space if a record has told of that.
+    fn take_in(
+        &mut self,
+        slot: u32,
+        row: &VmaRow,
+        table: &dyn VmaTable,
+        now_ns: u64,
+    ) -> (&mut RowState, Option<&mut Space>) {
         let birth = row.key.birth;
-        let state = self
-            .rows
-            .entry(slot)
-            .or_insert_with(|| RowState::new(birth, now_ns));
-        if state.birth != birth || state.went_back(row) {
+        let state = self.rows.entry(slot, || RowState::new(birth, now_ns));
+        let mut new = state.has_new(row);
+        if state.birth != birth || (new && state.went_back(row)) {
             self.loss.inconsistent += 1;
             *state = RowState::new(birth, now_ns);
+            new = state.has_new(row);
         }
         state.look = self.looks;
-        let Some(space) = self.ids.get(&birth).and_then(|id| self.spaces.get_mut(id)) else {
-            state.pending = state.not_taken(row);
-            return;
+        if state.space == 0 {
+            state.space = self.ids.get(&birth).copied().unwrap_or(0);
+        }
+        // An address space that has rows is never given up, so the number stays right.
+        let Some(space) = self.spaces.get_mut(&state.space) else {
+            state.set_pending(row);
+            return (state, None);
         };
-        if !state.has_new(row) {
+        if !new {
             state.meet(row, space);
-            return;
+            return (state, Some(space));
         }
         let everything = match space.phase {
             Phase::Live => false,
@@ -289,6 +338,7 @@ impl Ledger {
         };
         state.meet(&again, space);
         state.absorb(&view, space, everything);
+        (state, Some(space))
     }
 }
 

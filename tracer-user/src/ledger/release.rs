@@ -12,7 +12,7 @@ const QUARANTINE_NS: u64 = 10_000_000_000;
 const ENDED_QUARANTINE_NS: u64 = 1_000_000_000;
 
 /// Whether neither of the last two clears nor anything since met this row: `met_epoch` is the newest epoch that did.
-fn is_stale(met_epoch: u32, space: &Space) -> bool {
+pub(super) fn is_stale(met_epoch: u32, space: &Space) -> bool {
     match space.phase {
         Phase::Live => met_epoch + 2 <= space.newest(),
         Phase::Ending { .. } => false,
@@ -31,19 +31,18 @@ impl Ledger {
     /// Retires stale rows, and recycles those that have been retired for long enough.
     pub(super) fn release_rows(&mut self, table: &mut dyn VmaTable, now_ns: u64) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
-        let mut recycled = Vec::new();
-        for (&slot, state) in &mut self.rows {
-            let Some(space) = self.ids.get(&state.birth).and_then(|id| self.spaces.get_mut(id)) else {
+        for slot in std::mem::take(&mut self.left.rows) {
+            let Some(state) = self.rows.get_mut(slot) else {
+                continue;
+            };
+            let Some(space) = self.spaces.get_mut(&state.space) else {
                 continue;
             };
             match state.retired_at {
                 None => {
                     // A row that was made a moment ago has no epochs yet.
                     let settled_in = now_ns >= state.first_met + ENDED_QUARANTINE_NS;
-                    if !is_stale(state.met_epoch, space)
-                        || !settled_in
-                        || state.pending != super::Counts::default()
-                    {
+                    if !is_stale(state.met_epoch, space) || !settled_in || state.pending.is_some() {
                         continue;
                     }
                     // Something may have met it since the look.
@@ -64,15 +63,15 @@ impl Ledger {
                     };
                     state.absorb(&view, space, true);
                     match table.recycle(slot) {
-                        Ok(()) => recycled.push(slot),
+                        Ok(()) => {
+                            space.rows -= 1;
+                            self.rows.remove(slot);
+                        }
                         Err(error) => errors.push(error.context(format!("row {slot} is not recycled"))),
                     }
                 }
                 Some(_) => {}
             }
-        }
-        for slot in recycled {
-            self.rows.remove(&slot);
         }
         errors
     }
@@ -80,13 +79,7 @@ impl Ledger {
     /// Keeps memory within the limits: old epochs, then ended address spaces, then the VMAs of old epochs.
     pub(super) fn fold(&mut self) {
         for space in self.spaces.values_mut() {
-            space.rows = 0;
             self.folded_epochs += space.fold_epochs(self.limits.closed_epochs);
-        }
-        for state in self.rows.values() {
-            if let Some(space) = self.ids.get(&state.birth).and_then(|id| self.spaces.get_mut(id)) {
-                space.rows += 1;
-            }
         }
         self.fold_spaces();
         self.fold_vmas();
@@ -115,28 +108,29 @@ impl Ledger {
     }
 
     fn fold_vmas(&mut self) {
-        let mut kept: usize = self
-            .spaces
-            .values()
-            .flat_map(|space| &space.epochs)
-            .map(|epoch| epoch.vmas.len())
-            .sum();
+        let mut kept: usize = self.spaces.values().map(|space| space.kept_vmas()).sum();
         if kept <= self.limits.vmas {
             return;
         }
         let mut epochs: Vec<_> = self
             .spaces
-            .values_mut()
-            .flat_map(|space| &mut space.epochs)
-            .filter(|epoch| epoch.settled && !epoch.vmas.is_empty())
+            .values()
+            .flat_map(|space| {
+                space
+                    .foldable()
+                    .map(|(end_ns, number)| (end_ns, space.id, number))
+            })
             .collect();
-        epochs.sort_by_key(|epoch| epoch.end.map_or(u64::MAX, |end| end.at_ns));
-        for epoch in epochs {
+        epochs.sort_unstable();
+        for (_, id, number) in epochs {
             if kept <= self.limits.vmas {
                 break;
             }
-            kept -= epoch.vmas.len();
-            self.folded_vmas += epoch.fold_vmas();
+            if let Some(space) = self.spaces.get_mut(&id) {
+                let gone = space.fold_vmas(number);
+                kept -= gone;
+                self.folded_vmas += gone as u64;
+            }
         }
     }
 }

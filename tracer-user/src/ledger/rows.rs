@@ -22,11 +22,13 @@ struct Taken {
 }
 
 /// What the daemon knows about a row of the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RowState {
     taken: Taken,
-    /// What the row has counted that no known epoch can be given yet.
-    pub(super) pending: Counts,
+    /// What the row has counted that no known epoch can be given yet; seldom anything.
+    pub(super) pending: Option<Box<Counts>>,
+    /// The ledger's number for its address space, 0 while no record has told of that.
+    pub(super) space: u64,
     /// Address space, by its birth.
     pub(super) birth: u64,
     /// When the row's key left the index.
@@ -80,7 +82,8 @@ impl RowState {
     pub(super) fn new(birth: u64, now_ns: u64) -> Self {
         Self {
             taken: Taken::default(),
-            pending: Counts::default(),
+            pending: None,
+            space: 0,
             birth,
             retired_at: None,
             first_met: now_ns,
@@ -118,10 +121,9 @@ impl RowState {
         for (number, end) in row.met_by() {
             let cell = clear_cell(number);
             if self.clears[cell] != row.clears[cell]
-                && let Some(epoch) = space.epoch_mut(number)
-                && !epoch.settled
+                && space.epoch(number).is_some_and(|epoch| !epoch.settled)
+                && let Some(entry) = space.entry(number, row)
             {
-                let entry = epoch.entry(row);
                 entry.armed_at_clear = true;
                 entry.end_at_clear = end;
                 self.clears[cell] = row.clears[cell];
@@ -169,7 +171,7 @@ impl RowState {
             self.taken.huge_faults[cell] = view.counted.huge_faults[cell];
         }
         self.absorb_the_rest(view, space, everything);
-        self.pending = self.not_taken(view.counted);
+        self.set_pending(view.counted);
     }
 
     /// Outcomes and mprotect calls have no cells. Outcomes go to the epoch that was the newest at the last look:
@@ -201,8 +203,14 @@ impl RowState {
         }
     }
 
+    /// Notes what waits for the record of its epoch.
+    pub(super) fn set_pending(&mut self, row: &VmaRow) {
+        let waiting = self.not_taken(row);
+        self.pending = (waiting != Counts::default()).then(|| Box::new(waiting));
+    }
+
     /// What the row has counted beyond what was taken.
-    pub(super) fn not_taken(&self, row: &VmaRow) -> Counts {
+    fn not_taken(&self, row: &VmaRow) -> Counts {
         let difference = |now: &[u64], taken: &[u64]| -> u64 {
             now.iter().zip(taken).map(|(now, taken)| now - taken).sum()
         };
@@ -232,7 +240,9 @@ pub(super) fn newest_meeting(row: &VmaRow) -> u32 {
 fn give_to(space: &mut Space, number: u32, row: &VmaRow, uncertain: bool, give: impl FnOnce(&mut VmaEntry)) {
     if let Some(epoch) = space.epoch_mut(number) {
         epoch.uncertain |= uncertain;
-        give(epoch.entry(row));
+    }
+    if let Some(entry) = space.entry(number, row) {
+        give(entry);
     } else {
         let mut entry = VmaEntry::default();
         entry.describe(row);

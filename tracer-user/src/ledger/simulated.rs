@@ -433,10 +433,10 @@ impl VmaTable for Shared {
     }
 
     fn for_each_used(&self, visit: &mut dyn FnMut(u32, &VmaRow)) {
+        // As the daemon does: a word of each row tells whether it is in use, and only those are copied.
         for slot in 0..self.capacity() {
-            let row = self.row(slot);
-            if row.key.birth != 0 {
-                visit(slot, &row);
+            if self.0.borrow().rows[slot as usize].key.birth != 0 {
+                visit(slot, &self.row(slot));
             }
         }
     }

@@ -66,10 +66,10 @@ impl Ledger {
             if live && let Some(at) = Origin::ALL.iter().position(|&origin| origin == space.origin) {
                 summary.live[at] += 1;
             }
-            for epoch in &space.epochs {
-                if epoch.settled {
-                    summary.settled += 1;
-                } else if live && epoch.number == space.newest() {
+            summary.settled += space.epochs.len() as u64;
+            for epoch in space.unsettled() {
+                summary.settled -= 1;
+                if live && epoch.number == space.newest() {
                     summary.open += 1;
                 } else {
                     summary.closing += 1;
@@ -94,8 +94,8 @@ impl Ledger {
     #[must_use]
     pub fn pending(&self) -> Counts {
         let mut pending = Counts::default();
-        for row in self.rows.values() {
-            pending.add(&row.pending);
+        for waiting in self.rows.values().filter_map(|row| row.pending.as_deref()) {
+            pending.add(waiting);
         }
         pending
     }

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use tracer_common::records::TaskIdentity;
-use tracer_common::table::EPOCH_CELLS;
+use tracer_common::table::{EPOCH_CELLS, VmaRow};
 use tracer_common::tracked::{ORIGIN_ADOPTED, ORIGIN_CLEAR, ORIGIN_FORK};
 
 use super::counts::Counts;
-use super::epoch::{End, EndReason, Epoch, Opening, reason_of_next, same_process};
+use super::epoch::{End, EndReason, Epoch, Opening, VmaEntry, reason_of_next, same_process};
 use super::sources::ProcessDetails;
 
 /// How an address space came to be tracked.
@@ -82,8 +82,10 @@ pub(super) struct Space {
     pub(super) phase: Phase,
     /// When the owner called exec.
     exec_ns: Option<u64>,
-    /// In the order of their numbers, without gaps.
+    /// In the order of their numbers, without gaps. Those that are settled come first.
     pub(super) epochs: VecDeque<Epoch>,
+    /// VMA states that its epochs keep.
+    kept: Kept,
     /// Epochs that were given up to save memory, and their sum.
     pub(super) folded_epochs: u64,
     pub(super) folded: Counts,
@@ -99,6 +101,14 @@ pub(super) struct Space {
     pub(super) ahead_since: Option<u64>,
     /// Rows of the table that belong to it.
     pub(super) rows: u32,
+}
+
+/// How many VMA states epochs keep, so that nobody has to count them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Kept {
+    all: usize,
+    /// Of these, those of settled epochs, which can be given up.
+    settled: usize,
 }
 
 /// Epochs whose end became known, for the counters.
@@ -118,6 +128,7 @@ impl Space {
             phase: Phase::Live,
             exec_ns: None,
             epochs: VecDeque::new(),
+            kept: Kept::default(),
             folded_epochs: 0,
             folded: Counts::default(),
             unseen_epochs: 0,
@@ -142,6 +153,21 @@ impl Space {
     pub(super) fn epoch(&self, number: u32) -> Option<&Epoch> {
         let first = self.epochs.front()?.number;
         self.epochs.get(number.checked_sub(first)? as usize)
+    }
+
+    /// The entry of a row's state in an epoch, described anew.
+    pub(super) fn entry(&mut self, number: u32, row: &VmaRow) -> Option<&mut VmaEntry> {
+        let first = self.epochs.front()?.number;
+        let epoch = self.epochs.get_mut(number.checked_sub(first)? as usize)?;
+        if !epoch.vmas.contains_key(&row.key) {
+            self.kept.all += 1;
+            self.kept.settled += usize::from(epoch.settled);
+        }
+        Some(epoch.entry(row))
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.phase == Phase::Live
     }
 
     /// Opens epoch `number`, or completes it when something newer was met before its record. Returns false if
@@ -186,6 +212,7 @@ impl Space {
                 self.folded.add(&epoch.counts());
                 self.folded_epochs += 1;
             }
+            self.kept = Kept::default();
             self.unseen_epochs += skipped;
         }
         for unseen in first..number {
@@ -266,11 +293,13 @@ impl Space {
     /// opened, and all of them once the address space is gone.
     pub(super) fn settle(&mut self, everything: bool, now_ns: u64, ends: &mut Ends) {
         let newest = self.newest();
-        for epoch in &mut self.epochs {
-            if epoch.settled || !(everything || epoch.number + 2 <= newest) {
-                continue;
+        let first = self.epochs.len() - self.unsettled().count();
+        for epoch in self.epochs.range_mut(first..) {
+            if !everything && epoch.number + 2 > newest {
+                break;
             }
             epoch.settled = true;
+            self.kept.settled += epoch.vmas.len();
             if epoch.end.is_none() {
                 epoch.end = Some(End {
                     reason: EndReason::Unknown,
@@ -281,11 +310,57 @@ impl Space {
         }
     }
 
+    /// The epochs that are not settled, newest first. None of them is older than one that is.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Epoch> {
+        self.epochs.iter().rev().take_while(|epoch| !epoch.settled)
+    }
+
+    /// How many VMA states its epochs keep.
+    pub(super) fn kept_vmas(&self) -> usize {
+        debug_assert_eq!(self.kept, self.count_kept());
+        self.kept.all
+    }
+
+    fn count_kept(&self) -> Kept {
+        let mut kept = Kept::default();
+        for epoch in &self.epochs {
+            kept.all += epoch.vmas.len();
+            kept.settled += if epoch.settled { epoch.vmas.len() } else { 0 };
+        }
+        kept
+    }
+
+    /// Settled epochs whose VMA states can be given up, with the time of their end, oldest first.
+    pub(super) fn foldable(&self) -> impl Iterator<Item = (u64, u32)> {
+        let epochs = if self.kept.settled > 0 {
+            self.epochs.len()
+        } else {
+            0
+        };
+        let epochs = self.epochs.iter().take(epochs).take_while(|epoch| epoch.settled);
+        epochs
+            .filter(|epoch| !epoch.vmas.is_empty())
+            .map(|epoch| (epoch.end.map_or(u64::MAX, |end| end.at_ns), epoch.number))
+    }
+
+    /// Gives up the VMA states of a settled epoch; returns how many went.
+    pub(super) fn fold_vmas(&mut self, number: u32) -> usize {
+        let Some(epoch) = self.epoch_mut(number).filter(|epoch| epoch.settled) else {
+            return 0;
+        };
+        let gone = epoch.fold_vmas();
+        self.kept.all -= gone;
+        self.kept.settled -= gone;
+        gone
+    }
+
     /// Gives up the oldest settled epochs beyond `keep`; returns how many went.
     pub(super) fn fold_epochs(&mut self, keep: usize) -> u64 {
         let mut gone = 0;
         while self.epochs.len() > keep + 1 && self.epochs.front().is_some_and(|epoch| epoch.settled) {
             if let Some(epoch) = self.epochs.pop_front() {
+                self.kept.all -= epoch.vmas.len();
+                self.kept.settled -= epoch.vmas.len();
                 self.folded.add(&epoch.counts());
                 gone += 1;
             }

@@ -92,7 +92,7 @@ fn tally(space: &Space) -> Tally<'_> {
 impl Ledger {
     /// What each address space of the ledger has done.
     pub fn tallies(&self) -> impl Iterator<Item = Tally<'_>> {
-        self.spaces.values().map(tally)
+        self.spaces.values().map(|space| tally(space))
     }
 
     /// From now on, keeps the last word of address spaces that are given up, for [`Ledger::take_departed`], which must

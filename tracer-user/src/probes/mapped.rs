@@ -98,8 +98,10 @@ impl<T: Pod> MappedArray<T> {
     pub fn read(&self, index: usize) -> T {
         let mut value = T::zeroed();
         let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut value));
+        let first = self.word(index, 0);
         for (word, target) in words.iter_mut().enumerate() {
-            *target = self.read_word(index, word);
+            // SAFETY: a word of the entry that `first` begins; volatile because the kernel changes it.
+            *target = unsafe { first.add(word).read_volatile() };
         }
         value
     }

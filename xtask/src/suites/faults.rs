@@ -50,6 +50,8 @@ fn test(kernel: &Kernel, headers: &Headers, program: &Path) -> Result<String> {
     run_quietly(&mut compiler).context("driver_mapping.c does not build")?;
     let said = Shared::default();
     let report = Guest::new(kernel.clone(), ["sh", "-c", SCRIPT])
+        .cpus(2)
+        .two_nodes(true)
         .disk(true)
         .file(program, "/bin/sdtrace")
         .file(&driver, "/bin/driver-mapping")

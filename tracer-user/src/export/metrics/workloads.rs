@@ -423,6 +423,21 @@ mod tests {
     }
 
     #[test]
+    fn there_are_never_more_series_than_the_manual_says() {
+        let mut workloads = Workloads::new(2);
+        workloads.update([tally(1, "a", 3), tally(2, "b", 2), tally(3, "c", 1)]);
+        let reading = Reading {
+            workloads: Some(workloads.top()),
+            ..Reading::default()
+        };
+        let families = families(&reading);
+        let series: usize = families.iter().map(|family| family.get_metric().len()).sum();
+        assert_eq!(series, 7 * (2 + 1) + 1);
+        let manual = include_str!("../../../../docs/operations.md");
+        assert!(manual.contains("never more than 7 × (N + 1) + 1 series"));
+    }
+
+    #[test]
     fn the_last_word_of_an_address_space_counts_once() {
         let mut workloads = Workloads::new(1);
         workloads.update([tally(1, "a", 100)]);

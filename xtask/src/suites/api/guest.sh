@@ -8,5 +8,5 @@ until wget -q -O /dev/null http://127.0.0.1:9955/readyz 2>/dev/null; do
 done
 # A process with an epoch every half second.
 sh -c 'while :; do echo 4 >/proc/self/clear_refs; usleep 500000; done' &
-sdtrace battery --disruptive --only ksm-merge,mremap-table-move --rounds 3 >/out/battery.txt 2>&1
+sdtrace battery --disruptive --only shmem-collapse,mremap-table-move --rounds 3 >/out/battery.txt 2>&1
 while :; do usleep 200000; done

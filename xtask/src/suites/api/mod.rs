@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// The guest's part: sdtrace, a shell that clears its own bits, and things that make soft-dirty miss writes.
 const SCRIPT: &str = include_str!("guest.sh");
 /// What the guest's script plays, and finds under these causes on every kernel from 6.1 on.
-const CAUSES: [&str; 2] = ["ksm-merge", "mremap-table-move"];
+const CAUSES: [&str; 2] = ["shared-collapse", "mremap-table-move"];
 /// Boot, attaching, the battery and a thousand questions, on a busy machine.
 const TIMEOUT: Duration = Duration::from_mins(12);
 /// Cases for each way to ask a path. With one more for each edge of each parameter it makes about nine hundred questions.

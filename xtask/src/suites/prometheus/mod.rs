@@ -25,7 +25,7 @@ const KERNEL: Wanted = Wanted::Series(Series { major: 6, minor: 12 });
 const INSIDE: u16 = 9955;
 /// What is played again and again: something trusted, three causes of missed writes, exposed pages, hazards, blind memory,
 /// dropped pages, epochs that no clear opened, NUMA nodes, a second tracker.
-const SCENARIOS: &str = "control-private-anon,ksm-merge,mremap-table-move,uprobe-insert,merge-shared-mprotect-a,\
+const SCENARIOS: &str = "control-private-anon,shmem-collapse,mremap-table-move,uprobe-insert,merge-shared-mprotect-a,\
                          mremap-grow-read,hugetlb-private,shared-second-mapping,fork-then-write,punch-hole,\
                          foreign-clear,migrate-after-write";
 /// The guest's part; ends when it is interrupted.

@@ -3,7 +3,7 @@
 import { get, store } from "./api.js";
 import { causeLink } from "./causes.js";
 import * as map from "./map.js";
-import { MEANING, ago, badge, blindWords, bounded, bytes, clock, count, evidenceVerdict, glyph, h, plural, reasonWords } from "./words.js";
+import { MEANING, badge, blindWords, bounded, bytes, clock, count, evidenceVerdict, glyph, h, plural, reasonWords, since } from "./words.js";
 
 /** Between two looks at the process on the screen: its written pages grow without an event. */
 const PERIOD = 5_000;
@@ -66,7 +66,7 @@ const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...
 
 function facts(process) {
   const { tracker } = process;
-  const now = Date.now() / 1000;
+  const cleared = process.last_clear_unix;
   return h(
     "dl",
     { class: "facts" },
@@ -75,7 +75,7 @@ function facts(process) {
     fact("blind", bytes(process.blind_bytes)),
     fact("dropped by itself", plural(process.dropped_pages, "page")),
     fact("write-notify faults", count(process.write_notify_faults)),
-    fact("last clear", process.last_clear_unix ? `${ago(now - process.last_clear_unix)} (${clock(process.last_clear_unix)})` : "none seen"),
+    fact("last clear", ...(cleared ? [since(cleared), ` (${clock(cleared)})`] : ["none seen"])),
     fact("tracker", tracker ? `${tracker.comm}${tracker.pid ? ` (${tracker.pid})` : ""}` : "not known"),
     fact("finished epochs", `${count(process.epochs.trusted)} trusted, ${count(process.epochs.suspect)} suspect, ${count(process.epochs.broken)} broken`),
     process.container ? fact("container", `${process.container.runtime} ${process.container.id.slice(0, 12)}`) : fact("cgroup", process.cgroup ?? "not known"),

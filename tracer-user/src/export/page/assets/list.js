@@ -1,7 +1,7 @@
 // The list of processes: search, sort, filter by verdict, a page at a time.
 
 import { store } from "./api.js";
-import { VERDICTS, ago, badge, count, h, plural, standing } from "./words.js";
+import { VERDICTS, badge, count, h, plural, since, standing } from "./words.js";
 
 const ROWS = 12;
 const RANK = { broken: 0, suspect: 1, open: 2, trusted: 3 };
@@ -75,7 +75,6 @@ export function counted() {
 const numeric = (value) => h("td", { class: value ? "number" : "number none" }, value ? count(value) : "–");
 
 function row(process) {
-  const now = Date.now() / 1000;
   const name = process.comm ?? "(not known)";
   const verdict = standing(process);
   const told = process.state === "live" ? "" : "ended";
@@ -94,7 +93,7 @@ function row(process) {
     numeric(process.missed_pages),
     numeric(process.exposed_pages),
     h("td", { class: "number" }, process.epoch ?? "–"),
-    h("td", { class: "number" }, process.last_clear_unix ? ago(now - process.last_clear_unix) : "–"),
+    h("td", { class: "number" }, process.last_clear_unix ? since(process.last_clear_unix) : "–"),
   );
 }
 

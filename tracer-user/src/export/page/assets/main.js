@@ -5,7 +5,7 @@ import * as causes from "./causes.js";
 import * as detail from "./detail.js";
 import * as list from "./list.js";
 import * as timeline from "./timeline.js";
-import { ago, count, h, plural } from "./words.js";
+import { ago, count, h, passTime, plural } from "./words.js";
 
 const place = (id) => document.getElementById(id);
 let shown = null;
@@ -158,6 +158,7 @@ listen((what) => {
     link();
     notice();
   }
+  if (what.has("clock")) passTime();
   if (what.has("kernel")) kernel();
   if (what.has("processes")) drawList();
   else if (what.has("health")) headline();

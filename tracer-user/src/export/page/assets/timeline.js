@@ -20,6 +20,7 @@ let span = 300;
 let lanes = [];
 const asked = new Map();
 let drawn = 0;
+let wide = 0;
 
 const place = (id) => document.getElementById(id);
 
@@ -81,14 +82,14 @@ function lane(process, at, width, label, from, now) {
     const verdict = epoch.verdict ?? "open";
     const [left, right] = [x(epoch.opened_unix), x(end)];
     const open = epoch.ended_ns === null;
-    const wide = Math.max(right - left - 1.5, 2);
-    const bar = s("rect", { x: left, y: y + 5, width: wide, height: LANE - 13, rx: 2, class: `epoch ${verdict}${open ? " open" : ""}` });
+    const long = Math.max(right - left - 1.5, 2);
+    const bar = s("rect", { x: left, y: y + 5, width: long, height: LANE - 13, rx: 2, class: `epoch ${verdict}${open ? " open" : ""}` });
     bar.append(s("title", {}, `${words}, epoch ${epoch.number}: ${verdict}${open ? " so far" : ""}, ${plural(epoch.missed_pages, "page")} missed`));
     group.append(bar);
-    if (verdict !== "trusted" && verdict !== "open" && wide > 16) {
+    if (verdict !== "trusted" && verdict !== "open" && long > 16) {
       group.append(s("use", { href: `#g-${verdict}`, x: left + 4, y: y + 8, width: 11, height: 11, class: `mark ${verdict}` }));
     }
-    if (wide > 40) group.append(s("text", { x: right - 6, y: y + 17.5, class: `number ${verdict}` }, String(epoch.number)));
+    if (long > 40) group.append(s("text", { x: right - 6, y: y + 17.5, class: `number ${verdict}` }, String(epoch.number)));
   });
   for (const incident of store.incidents.values()) {
     if (incident.address_space !== process.id || incident.pages === 0 || incident.last_unix < from) continue;
@@ -109,14 +110,16 @@ function drawTimeline() {
     box.replaceChildren(h("p", { class: "empty muted" }, store.loaded ? `No epoch in the last ${SPANS.find(([seconds]) => seconds === span)[1]}.` : "…"));
     return;
   }
-  const width = Math.max(280, box.clientWidth);
+  wide = box.clientWidth;
+  const width = Math.max(280, wide);
   const label = width < 480 ? 84 : 150;
   const from = now - span;
   const height = TOP + picked.length * LANE + 4;
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Epochs of ${plural(picked.length, "process", "processes")}: ${picked.map((process) => `${process.comm ?? "?"} ${standing(process)}`).join(", ")}` });
   for (const at of ticks(from, now, Math.max(3, Math.floor((width - label) / 90)))) {
     const x = label + ((at - from) / span) * (width - label);
-    if (x - label < 24 || width - x < 28) continue;
+    // Half of the words, and on the right those of `now`.
+    if (x - label < 24 || width - x < 60) continue;
     svg.append(s("line", { x1: x, x2: x, y1: TOP - 4, y2: height, class: "tick" }), s("text", { x, y: 11, class: "time", "text-anchor": "middle" }, clock(at).slice(0, span > 300 ? 5 : 8)));
   }
   svg.append(s("text", { x: width, y: 11, class: "time", "text-anchor": "end" }, "now"));
@@ -180,4 +183,8 @@ export function start() {
   spans();
   drawIncidents();
   drawTimeline();
+  // Whatever makes it wider or narrower: the window, a scroll bar, a printer.
+  new ResizeObserver(() => {
+    if (place("timeline").clientWidth !== wide) drawTimeline();
+  }).observe(place("timeline"));
 }

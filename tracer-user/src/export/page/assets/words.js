@@ -44,6 +44,18 @@ export function ago(seconds) {
   return `${Math.round(seconds / 86400)} d ago`;
 }
 
+/** How long ago something was; `passTime` keeps it right. */
+export const since = (unix) => h("span", { "data-since": unix }, ago(Date.now() / 1000 - unix));
+
+/** Brings every `since` in line with the clock. */
+export function passTime() {
+  const now = Date.now() / 1000;
+  for (const element of document.querySelectorAll("[data-since]")) {
+    const words = ago(now - Number(element.dataset.since));
+    if (element.textContent !== words) element.textContent = words;
+  }
+}
+
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB", { hour12: false });
 
 export const VERDICTS = ["broken", "suspect", "trusted", "open"];
