@@ -99,6 +99,10 @@ pub struct ClearRecord {
     pub writes_after_read: u64,
     /// Bytes that soft-dirty cannot track, by [`Blind`].
     pub blind_bytes: [u64; Blind::ALL.len()],
+    /// 1 if the address space had ever pinned pages when the clear reached it.
+    pub ever_pinned: u32,
+    /// Keeps the size a multiple of eight.
+    pub padding: u32,
     /// Who cleared.
     pub tracker: TaskIdentity,
     /// Whose address space was cleared.
@@ -113,7 +117,8 @@ pub enum Blind {
     Hugetlb = 0,
     /// `VM_PFNMAP`: `clear_refs_test_walk` passes over the VMA.
     Pfnmap = 1,
-    /// Memory that the process has pinned for a device or for `io_uring` (`mm->pinned_vm`).
+    /// Huge pages and pages of shared memory that are pinned for a device or for `io_uring`: who pinned them writes
+    /// them without their page-table entries.
     Pinned = 2,
     /// Shared memory that is mapped writable somewhere else too (`i_mmap_writable`).
     WritableAlias = 3,
