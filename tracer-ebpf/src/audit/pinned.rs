@@ -232,7 +232,11 @@ fn word_at(offset: u32) -> usize {
 fn half_at(descriptor: &[u64; DESCRIPTOR / 8], offset: u32) -> u32 {
     let halves = descriptor.as_ptr().cast::<u32>();
     // SAFETY: the offset is masked.
-    unsafe { halves.add((offset as usize / 4) & (DESCRIPTOR / 4 - 1)).read_volatile() }
+    unsafe {
+        halves
+            .add((offset as usize / 4) & (DESCRIPTOR / 4 - 1))
+            .read_volatile()
+    }
 }
 
 #[inline(always)]
