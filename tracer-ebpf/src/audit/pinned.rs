@@ -5,6 +5,7 @@
 //! `folio_maybe_dma_pinned`, just before the clear takes their bits.
 
 use tracer_common::counters::Stage;
+use tracer_common::descriptors::{TAIL, head_of, is_pinned, upright};
 use tracer_common::flags::{
     MMF_HAS_PINNED, PIN_BIAS, PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SPECIAL, VM_MAYWRITE, VM_SHARED,
     VM_WRITE,
@@ -140,12 +141,10 @@ fn small_pages(scratch: &mut Scratch) -> u64 {
     get(&scratch.pinned)
 }
 
-/// The number of the page frame in an entry. Where the present bit is clear the kernel keeps the frame inverted
-/// (`protnone_mask`).
+/// The number of the page frame in an entry.
 #[inline(always)]
 fn frame_of(entry: u64) -> u64 {
-    let inverted = if entry & PTE_PRESENT == 0 { u64::MAX } else { 0 };
-    ((entry ^ inverted) & paging::frame_mask()) >> 12
+    (upright(entry) & paging::frame_mask()) >> 12
 }
 
 /// Looks whether the page with this frame is pinned, and counts it if it is.
@@ -160,10 +159,9 @@ fn look_at(scratch: &mut Scratch, frame: u64) {
     let info = get(&scratch.descriptor[word_at(PAGE_COMPOUND_HEAD.load())]);
     let flags = get(&scratch.descriptor[word_at(PAGE_FLAGS.load())]);
     if info & TAIL == 0 && flags & PG_HEAD_MASK.load() == 0 {
-        // Every mapping holds one reference; `_mapcount` counts them from -1.
-        let references = u64::from(half_at(&scratch.descriptor, PAGE_REFCOUNT.load()));
-        let mappings = i64::from(half_at(&scratch.descriptor, PAGE_MAPCOUNT.load()).cast_signed());
-        if references.cast_signed() - (mappings + 1) >= PIN_BIAS.cast_signed() {
+        let references = half_at(&scratch.descriptor, PAGE_REFCOUNT.load());
+        let mapcount = half_at(&scratch.descriptor, PAGE_MAPCOUNT.load()).cast_signed();
+        if is_pinned(references, mapcount) {
             count(scratch);
         }
         return;
@@ -192,26 +190,6 @@ fn look_at(scratch: &mut Scratch, frame: u64) {
         put(&mut scratch.unread, 1);
     } else if pins > 0 {
         count(scratch);
-    }
-}
-
-/// The bit of `compound_head` that says that a page is a tail.
-const TAIL: u64 = 1;
-
-/// The first page of the compound page that a page with this `compound_head` belongs to.
-///
-/// The rest of the word is the address of the head, or, where the kernel shares the descriptors of tails, the mask that
-/// makes the head's address of any tail's (`compound_info_has_mask`): all its upper bits are set, as in no address of
-/// a descriptor.
-#[inline(always)]
-fn head_of(page: u64, info: u64) -> u64 {
-    const UPPER: u64 = !(u32::MAX as u64);
-    if info & TAIL == 0 {
-        page
-    } else if info & UPPER == UPPER {
-        page & info & !TAIL
-    } else {
-        info & !TAIL
     }
 }
 
