@@ -126,11 +126,13 @@ pub enum Stage {
     CallsFull = 29,
     /// The return of a write fault was not seen, or not in time: one write was not noted.
     WriteSlotTaken = 30,
+    /// Pages of which it could not be read whether they are pinned.
+    PinsUnread = 31,
 }
 
 impl Stage {
     /// Every stage, in the order of the discriminants.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::FaultEntry,
         Self::FaultReturn,
         Self::HugeEntry,
@@ -162,6 +164,7 @@ impl Stage {
         Self::MovedFull,
         Self::CallsFull,
         Self::WriteSlotTaken,
+        Self::PinsUnread,
     ];
 
     /// The label value in metrics and in JSON.
@@ -199,6 +202,7 @@ impl Stage {
             Self::MovedFull => "moved_full",
             Self::CallsFull => "calls_full",
             Self::WriteSlotTaken => "write_slot_taken",
+            Self::PinsUnread => "pins_unread",
         }
     }
 }

@@ -48,6 +48,12 @@ pub const VM_SHADOW_STACK: u64 = 1 << 37;
 /// `VM_SOFTDIRTY`: set on a VMA that no clear has reached yet. Clear means armed.
 pub const VM_SOFTDIRTY: u64 = 0x0800_0000;
 
+/// `MMF_HAS_PINNED` of `mm_struct::flags`: `FOLL_PIN` has run on the address space; never cleared.
+pub const MMF_HAS_PINNED: u64 = 1 << 27;
+/// `GUP_PIN_COUNTING_BIAS` of `include/linux/mm.h`: what a pin adds to the reference count of a page that is no
+/// compound one.
+pub const PIN_BIAS: u64 = 1 << 10;
+
 /// `SB_KERNMOUNT` of `include/linux/fs.h`: a file system that only the kernel mounted. Shared anonymous
 /// memory, memfd and System V shared memory are files of such a tmpfs.
 pub const SB_KERNMOUNT: u64 = 1 << 22;

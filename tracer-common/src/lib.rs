@@ -15,6 +15,7 @@
 pub mod audit;
 pub mod classify;
 pub mod counters;
+pub mod descriptors;
 pub mod flags;
 pub mod histogram;
 pub mod pages;

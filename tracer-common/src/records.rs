@@ -101,8 +101,8 @@ pub struct ClearRecord {
     pub blind_bytes: [u64; Blind::ALL.len()],
     /// 1 if the process that had opened the epoch which this clear ends was gone when it began.
     pub opener_gone: u32,
-    /// Keeps the next field aligned.
-    pub padding: u32,
+    /// 1 if the address space had ever pinned pages when the clear reached it.
+    pub ever_pinned: u32,
     /// Who cleared.
     pub tracker: TaskIdentity,
     /// Whose address space was cleared.
@@ -117,7 +117,8 @@ pub enum Blind {
     Hugetlb = 0,
     /// `VM_PFNMAP`: `clear_refs_test_walk` passes over the VMA.
     Pfnmap = 1,
-    /// Memory that the process has pinned for a device or for `io_uring` (`mm->pinned_vm`).
+    /// Huge pages and pages of shared memory that are pinned for a device or for `io_uring`: who pinned them writes
+    /// them without their page-table entries.
     Pinned = 2,
     /// Shared memory that is mapped writable somewhere else too (`i_mmap_writable`).
     WritableAlias = 3,

@@ -5,6 +5,7 @@
 //! only when it objects are the pages looked at one by one.
 
 mod look;
+pub mod pinned;
 mod quick;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -28,6 +29,8 @@ use crate::{migration, pages, paging, rows, tracking};
 
 /// Groups of eight pages in a chunk.
 const GROUPS: usize = PAGES / 8;
+/// Bytes that are read of the descriptor of a page.
+const DESCRIPTOR: usize = 64;
 /// Words of a set of pages.
 const WORDS: usize = PAGES / 64;
 
@@ -43,6 +46,19 @@ pub struct Scratch {
     looked_at: [u64; WORDS],
     /// Pages that were moved here.
     moved: [u64; WORDS],
+    /// The descriptor of a page.
+    descriptor: [u64; DESCRIPTOR / 8],
+    /// The first page to look at, and the one behind the last.
+    range_start: u64,
+    range_end: u64,
+    /// Where the count of pins of a compound page lies from the descriptor of its first page.
+    pins_at: u64,
+    /// How many pages are pinned.
+    pinned: u64,
+    /// Not 0 if the page is part of a compound page.
+    compound: u64,
+    /// Not 0 if it could not be read whether a page is pinned.
+    unread: u64,
     /// The VMA, filled in before anything is tested in it.
     pub site: Site,
     /// First address of the chunk.
@@ -64,10 +80,11 @@ pub enum Bench {
     Scan = 2,
     PagemapHole = 3,
     ScanHole = 4,
+    Pins = 5,
 }
 
 /// Number of [`Bench`]es.
-pub const BENCHES: u32 = 5;
+pub const BENCHES: u32 = 6;
 
 /// A VMA at a moment of an epoch.
 #[derive(Clone, Copy, Default)]
@@ -134,13 +151,6 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
     scratch.hole = 0;
     scratch.entries[PAGES] = entry;
     look(scratch, addr, first, last, chunk);
-}
-
-/// Whether `*pmd` maps a huge page.
-#[inline(always)]
-pub fn is_huge(pmd: u64) -> bool {
-    const BOTH: u64 = PTE_PRESENT | PTE_HUGE;
-    Probed::u64(pmd, 0) & BOTH == BOTH
 }
 
 /// A part of a VMA without page table: what was written there, and is shared, is out of the page table.

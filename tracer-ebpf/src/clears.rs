@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use aya_log_ebpf::debug;
 use tracer_common::audit::Reader;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_SHARED, VM_WRITE};
+use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
 use tracer_common::records::{
     Blind, CLEAR_FILTERED, CLEAR_REACHED_NOTHING, CLEAR_TRACKED, CLEAR_UNTRACKED, ClearRecord, Header, Kind,
     VERSION,
@@ -14,7 +14,7 @@ use tracer_common::records::{
 use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 
-use crate::audit::{self, Bench, Site};
+use crate::audit::{self, Bench, Site, pinned};
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
 use crate::maps::{CLEARS, FRESH, send, stage};
@@ -32,17 +32,15 @@ pub struct ClearUnderWay {
     site: Site,
     audited_pages: u64,
     writes_after_read: u64,
-    /// Bytes that the process has pinned (`mm->pinned_vm`).
-    pinned: u64,
-    /// Bytes that could be pinned and blind for it: shared, or of huge pages. Private small pages are not: a clear
-    /// leaves them soft-dirty (`pte_is_pinned`).
-    may_be_pinned: u64,
+    /// Flags of the VMA that the walk is in.
+    flags: u64,
     blind_bytes: [u64; Blind::ALL.len()],
     audited_vmas: u32,
     read_epoch: u32,
     /// Whether the VMA that the walk is in was armed before.
     audit: u32,
-    padding: u32,
+    /// Whether the address space had ever pinned pages.
+    ever_pinned: u32,
     entry_ns: u64,
     first_walk_ns: u64,
     file: u64,
@@ -141,6 +139,7 @@ pub fn reached_vma(walk: u64) {
         unsafe { (*tracked).boundary = Boundary::at(end, clear.epoch) };
     }
     let key = rows::key_of::<Probed>(clear.birth, vma);
+    clear.flags = key.flags;
     let tracks = key.flags & (VM_PFNMAP | VM_HUGETLB) == 0;
     if tracks {
         clear.armed_bytes += end - key.start;
@@ -148,9 +147,6 @@ pub fn reached_vma(walk: u64) {
     let blind = blind_because(&key, vma);
     if let Some(sum) = clear.blind_bytes.get_mut(blind as usize & 7) {
         *sum += end - key.start;
-    }
-    if clear.pinned != 0 && key.flags & VM_SHARED != 0 && tracks {
-        clear.may_be_pinned += end - key.start;
     }
     let Some(row) = rows::get(rows::find_or_create(&key, vma)) else {
         return;
@@ -217,9 +213,6 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
     if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
         return;
     }
-    if clear.pinned != 0 && clear.site.key.flags & VM_SHARED == 0 && audit::is_huge(pmd) {
-        clear.may_be_pinned += end.wrapping_sub(addr);
-    }
     if clear.audit != 0
         && let Some(scratch) = audit::scratch(Bench::Clear)
     {
@@ -230,8 +223,23 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
     audit::forget_marks(clear.birth, addr, end, clear.epoch);
 }
 
+/// The same moment: which of these pages are pinned. A program of its own, see [`pinned`].
+#[inline(always)]
+pub fn looks_for_pins(pmd: u64, addr: u64, end: u64) {
+    let Some(clear) = CLEARS.get_ptr_mut(bpf_get_current_pid_tgid()) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `clear` is a map value; only this thread uses it.
+    let clear = unsafe { &mut *clear };
+    if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
+        return;
+    }
+    clear.blind_bytes[Blind::Pinned as usize] += pinned::bytes(clear.mm, clear.flags, pmd, addr, end);
+}
+
 #[inline(always)]
 fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
+    clear.ever_pinned = u32::from(pinned::ever(clear.mm));
     if let Some(tracked) = tracking::get(clear.mm) {
         // SAFETY: the verifier proves that `tracked` is a map value; mmap_lock is held for writing, so no
         // other clear of this address space runs.
@@ -246,7 +254,6 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         tracked.boundary = Boundary::at(first_end, clear.epoch);
         tracked.epoch = clear.epoch;
         clear.status = CLEAR_TRACKED;
-        clear.pinned = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
         return;
     }
     if !passes(task_of_proc_file(clear.file)) {
@@ -267,7 +274,6 @@ fn open_epoch(clear: &mut ClearUnderWay, first_end: u64) {
         origin: ORIGIN_CLEAR,
         ..Tracked::default()
     };
-    clear.pinned = Probed::u64(clear.mm, MM_PINNED_VM.load()) << 12;
     clear.status = if tracking::start::<Probed>(clear.mm, &tracked) {
         CLEAR_TRACKED
     } else {
@@ -332,12 +338,8 @@ fn finish(clear: &ClearUnderWay, result: i64) {
         writes_after_read: clear.writes_after_read,
         blind_bytes: clear.blind_bytes,
         opener_gone: clear.opener_gone,
+        ever_pinned: clear.ever_pinned,
         ..ClearRecord::default()
-    };
-    record.blind_bytes[Blind::Pinned as usize] = if clear.pinned < clear.may_be_pinned {
-        clear.pinned
-    } else {
-        clear.may_be_pinned
     };
     debug!(
         (),

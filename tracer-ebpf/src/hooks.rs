@@ -66,6 +66,9 @@ macro_rules! exit_points {
 entry_points!(clear_refs_pte_range_fentry clear_refs_pte_range_kprobe ARGS_CLEAR_REFS_PTE_RANGE
     |pmd: ARG_CLEAR_REFS_PTE_RANGE_PMD, addr: ARG_CLEAR_REFS_PTE_RANGE_ADDR, end: ARG_CLEAR_REFS_PTE_RANGE_END| { clears::reached_pages(pmd, addr, end); });
 
+entry_points!(clear_refs_pte_range_pins_fentry clear_refs_pte_range_pins_kprobe ARGS_CLEAR_REFS_PTE_RANGE
+    |pmd: ARG_CLEAR_REFS_PTE_RANGE_PMD, addr: ARG_CLEAR_REFS_PTE_RANGE_ADDR, end: ARG_CLEAR_REFS_PTE_RANGE_END| { clears::looks_for_pins(pmd, addr, end); });
+
 entry_points!(pagemap_pmd_range_fentry pagemap_pmd_range_kprobe ARGS_PAGEMAP_PMD_RANGE
 |pmd: ARG_PAGEMAP_PMD_RANGE_PMD, addr: ARG_PAGEMAP_PMD_RANGE_ADDR, end: ARG_PAGEMAP_PMD_RANGE_END, walk: ARG_PAGEMAP_PMD_RANGE_WALK| {
     if let Some(scratch) = audit::told(Bench::Pagemap, Reader::Pagemap, walk, addr) {

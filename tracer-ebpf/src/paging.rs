@@ -18,6 +18,8 @@ struct Paging {
     frame_mask: UnsafeCell<u64>,
     /// 1 with five levels of page tables.
     five_levels: UnsafeCell<u64>,
+    /// Where the descriptors of all page frames begin (`vmemmap`); 0 as long as that is not known.
+    descriptors: UnsafeCell<u64>,
 }
 
 // SAFETY: the words are read by volatile loads, and get one value only, before anything is tracked.
@@ -27,6 +29,7 @@ static PAGING: Paging = Paging {
     direct_map: UnsafeCell::new(0),
     frame_mask: UnsafeCell::new(0),
     five_levels: UnsafeCell::new(0),
+    descriptors: UnsafeCell::new(0),
 };
 
 /// Finds out where page tables are. Done at the daemon's first handshake, before anything is tracked.
@@ -40,6 +43,7 @@ pub fn note() {
     unsafe {
         core::ptr::write_volatile(PAGING.frame_mask.get(), PTE_FRAME & !encryption);
         core::ptr::write_volatile(PAGING.five_levels.get(), u64::from(shift == 48));
+        core::ptr::write_volatile(PAGING.descriptors.get(), symbol(VMEMMAP_BASE.load()));
         core::ptr::write_volatile(PAGING.direct_map.get(), symbol(PAGE_OFFSET_BASE.load()));
     }
 }
@@ -51,20 +55,30 @@ pub fn direct_map() -> u64 {
     unsafe { core::ptr::read_volatile(PAGING.direct_map.get()) }
 }
 
+/// Where the descriptors of all page frames begin; 0 if that is not known, and then none can be read.
+#[inline(always)]
+pub fn descriptors() -> u64 {
+    // SAFETY: a plain load of a word of ours.
+    unsafe { core::ptr::read_volatile(PAGING.descriptors.get()) }
+}
+
+/// The bits of an entry that hold the page frame.
+#[inline(always)]
+pub fn frame_mask() -> u64 {
+    // SAFETY: a plain load of a word of ours.
+    unsafe { core::ptr::read_volatile(PAGING.frame_mask.get()) }
+}
+
 /// The page table, or huge page, that an entry points to, as an address.
 #[inline(always)]
 pub fn table_of(entry: u64) -> u64 {
-    // SAFETY: a plain load of a word of ours.
-    let mask = unsafe { core::ptr::read_volatile(PAGING.frame_mask.get()) };
-    (entry & mask).wrapping_add(direct_map())
+    (entry & frame_mask()).wrapping_add(direct_map())
 }
 
 /// The number of the page frame in an entry.
 #[inline(always)]
 pub fn frame_of(entry: u64) -> u64 {
-    // SAFETY: a plain load of a word of ours.
-    let mask = unsafe { core::ptr::read_volatile(PAGING.frame_mask.get()) };
-    (entry & mask) >> 12
+    (entry & frame_mask()) >> 12
 }
 
 /// Copies `bytes` (at most 4096) of kernel memory.

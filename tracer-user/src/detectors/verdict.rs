@@ -73,7 +73,7 @@ pub enum Unknown {
 }
 
 /// Stages whose growth means that something was not seen.
-pub const LOSSES: [Stage; 15] = [
+pub const LOSSES: [Stage; 16] = [
     Stage::RingFull,
     Stage::RowsFull,
     Stage::TrackedFull,
@@ -89,6 +89,7 @@ pub const LOSSES: [Stage; 15] = [
     Stage::MovedFull,
     Stage::CallsFull,
     Stage::WriteSlotTaken,
+    Stage::PinsUnread,
 ];
 
 impl Unknown {

@@ -324,8 +324,14 @@ pub const HOOKS: &[Hook] = &[
         // The audit before the clear.
         target: "clear_refs_pte_range",
         required: false,
-        fentry: &[program!("clear_refs_pte_range_fentry", Entry)],
-        kprobe: &[program!("clear_refs_pte_range_kprobe", Entry)],
+        fentry: &[
+            program!("clear_refs_pte_range_fentry", Entry),
+            program!("clear_refs_pte_range_pins_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("clear_refs_pte_range_kprobe", Entry),
+            program!("clear_refs_pte_range_pins_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },

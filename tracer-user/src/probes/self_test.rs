@@ -13,13 +13,16 @@ use serde::{Deserialize, Serialize};
 use tracer_common::classify::{MprotectChange, Outcome, VmaKind};
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::flags::{PTE_PRESENT, PTE_USER, PTE_WRITE, smaps_names};
-use tracer_common::records::{ClearRecord, Record};
+use tracer_common::records::{Blind, ClearRecord, Record};
 use tracer_common::table::{VmaRow, epoch_cell};
 
-use super::Probes;
+use super::{Probes, mechanism_of};
 
 /// Name of the hidden subcommand that plays the child.
 pub const SUBCOMMAND: &str = "self-test-child";
+
+/// The epoch that the child's second clear opens, in which it does everything else.
+const EPOCH: u32 = 2;
 
 /// What the child found about one of its mappings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ pub struct Report {
     pub comm: String,
     /// Its mappings.
     pub mappings: Vec<Mapping>,
+    /// Bytes of shared memory that were pinned at the second clear and still are.
+    pub pinned: u64,
 }
 
 /// The child, waiting for the word to begin.
@@ -118,7 +123,9 @@ pub fn run(probes: &mut Probes) -> Result<()> {
     let mut playmate = Playmate::spawn()?;
     probes.set_self_test(playmate.child.id())?;
     let report = playmate.play()?;
-    let clear = wait_for_clear(probes, playmate.child.id())?;
+    let clears = wait_for_clears(probes, playmate.child.id())?;
+    check_pins(probes, &report, &clears)?;
+    let [_, clear] = clears;
     compare(probes, &report, &clear)?;
     end_of(playmate, probes, clear.birth)
 }
@@ -147,26 +154,60 @@ fn check_own(probes: &mut Probes) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_clear(probes: &mut Probes, pid: u32) -> Result<ClearRecord> {
+/// The two clears of the child, in order.
+fn wait_for_clears(probes: &mut Probes, pid: u32) -> Result<[ClearRecord; 2]> {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut records = Vec::new();
+    let mut first = None;
     while Instant::now() < deadline {
         probes.drain(&mut records);
         for record in records.drain(..) {
             let Record::Clear(clear) = record else { continue };
-            if clear.tracker.pid == pid {
-                return Ok(clear);
+            if clear.tracker.pid != pid {
+                continue;
+            }
+            match first {
+                None => first = Some(clear),
+                Some(first) => return Ok([first, clear]),
             }
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    bail!("the child cleared its soft-dirty bits, but no record of it came")
+    let seen = u32::from(first.is_some());
+    bail!("the child cleared its soft-dirty bits twice, {seen} records of it came")
+}
+
+/// Whether the programs know what was ever pinned, and what is.
+fn check_pins(probes: &Probes, report: &Report, [before, after]: &[ClearRecord; 2]) -> Result<()> {
+    ensure!(
+        before.ever_pinned == 0 && after.ever_pinned == 1,
+        "the child had never pinned pages before its first clear and had before its second; the programs read {} and \
+         {} (MMF_HAS_PINNED of mm_struct.flags, or mm_struct.has_pinned)",
+        before.ever_pinned,
+        after.ever_pinned
+    );
+    if mechanism_of(probes.verdicts(), "clear_refs_pte_range").is_none() {
+        // Nobody looks at pages then, and no epoch is trusted.
+        return Ok(());
+    }
+    let unread = probes.counters().sums().get(Counter::Stage(Stage::PinsUnread));
+    ensure!(
+        unread == 0,
+        "the programs could not read {unread} times whether pages of the child are pinned (vmemmap_base, struct page)"
+    );
+    let pinned = [before, after].map(|clear| clear.blind_bytes[Blind::Pinned as usize]);
+    ensure!(
+        pinned == [0, report.pinned],
+        "the child had no shared memory pinned and then {} bytes, the programs saw {pinned:?} (struct page, struct folio)",
+        report.pinned
+    );
+    Ok(())
 }
 
 fn compare(probes: &Probes, report: &Report, clear: &ClearRecord) -> Result<()> {
     ensure!(
-        clear.birth != 0 && clear.epoch == 1,
-        "the clear opened no first epoch: {clear:?}"
+        clear.birth != 0 && clear.epoch == EPOCH,
+        "the second clear opened no second epoch: {clear:?}"
     );
     ensure!(
         clear.tracker.pid == clear.target.pid && clear.tracker.comm == clear.target.comm,
@@ -264,7 +305,7 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         mapping.file
     );
     ensure!(
-        last.armed_epoch == 1,
+        last.armed_epoch == EPOCH,
         "the clear met {name}, the programs did not see it there"
     );
     let kind = VmaKind::from_raw(u8::try_from(last.kind)?).map(VmaKind::label);
@@ -287,7 +328,7 @@ fn check_mapping(rows: &[VmaRow], mapping: &Mapping) -> Result<()> {
         "vm_page_prot of armed {name} is {:#x}, which has write",
         last.key.page_prot
     );
-    let faults: u64 = of_mapping.iter().map(|row| row.faults[epoch_cell(1)]).sum();
+    let faults: u64 = of_mapping.iter().map(|row| row.faults[epoch_cell(EPOCH)]).sum();
     ensure!(
         faults == mapping.writes,
         "{} writes to {name} made {faults} write-notify faults in the table",

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result, ensure};
+use io_uring::IoUring;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use tracer_common::flags::{from_smaps_names, smaps_names};
 use tracer_common::{PAGE_SIZE, classify::VmaKind};
@@ -122,7 +123,12 @@ pub fn play() -> Result<()> {
         Area::new("memory under mprotect", VmaKind::PrivateAnon, MapFlags::PRIVATE)?,
     ];
     let pagemap = File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
-    fs::write("/proc/self/clear_refs", "4").context("/proc/self/clear_refs")?;
+    let clear = || fs::write("/proc/self/clear_refs", "4").context("/proc/self/clear_refs");
+    // Before the first clear nothing was ever pinned here, before the second something was.
+    clear()?;
+    pin_for_a_moment(&areas[1])?;
+    let ring = pin_for_good(&areas[0]);
+    clear()?;
     let mut after_clear = Vec::new();
     for area in &areas {
         after_clear.push(area.soft_dirty_pages(&pagemap)?);
@@ -158,12 +164,52 @@ pub fn play() -> Result<()> {
     let report = Report {
         comm: comm.trim_end_matches('\n').to_owned(),
         mappings,
+        pinned: if ring.is_some() { PINNED * PAGE_SIZE } else { 0 },
     };
     serde_json::to_writer(&mut output, &report)?;
     output.write_all(b"\n")?;
     output.flush()?;
     io::stdin().read_line(&mut line)?;
     Ok(())
+}
+
+/// Pages of shared memory that stay pinned, if that is possible.
+const PINNED: u64 = 2;
+
+fn part_of(area: &Area, pages: u64) -> Result<libc::iovec> {
+    Ok(libc::iovec {
+        iov_base: area.address.as_ptr().cast(),
+        iov_len: usize::try_from(pages * PAGE_SIZE)?,
+    })
+}
+
+/// `process_vm_readv` pins the pages that it reads from (`pin_user_pages_remote`) as long as it copies.
+fn pin_for_a_moment(area: &Area) -> Result<()> {
+    let mut copy = [0u8; 8];
+    let to = libc::iovec {
+        iov_base: copy.as_mut_ptr().cast(),
+        iov_len: copy.len(),
+    };
+    let mut from = part_of(area, 1)?;
+    from.iov_len = copy.len();
+    // SAFETY: reads our own memory into a buffer of ours; the kernel checks both.
+    let got = unsafe { libc::process_vm_readv(libc::getpid(), &raw const to, 1, &raw const from, 1, 0) };
+    ensure!(
+        got == 8,
+        "process_vm_readv of its own memory: {}",
+        io::Error::last_os_error()
+    );
+    Ok(())
+}
+
+/// Has `io_uring` pin the first pages; `None` where there is no `io_uring` for us. They are pinned as long as the ring
+/// lives.
+fn pin_for_good(area: &Area) -> Option<IoUring> {
+    let ring = IoUring::new(1).ok()?;
+    let buffer = part_of(area, PINNED).ok()?;
+    // SAFETY: the mapping lives as long as the process.
+    unsafe { ring.submitter().register_buffers(&[buffer]) }.ok()?;
+    Some(ring)
 }
 
 /// Forks a child that exits at once. The fork write-protects our private pages, whose entries stay soft-dirty.

@@ -146,7 +146,26 @@ pub(super) const GLOBALS: &[Entry] = &[
     offset("MAPPED_WALK_VMA", 8, &["page_vma_mapped_walk.vma"]),
     offset("MAPPED_WALK_ADDRESS", 8, &["page_vma_mapped_walk.address"]),
     offset("MM_PGD", 8, &["mm_struct.pgd"]),
-    offset("MM_PINNED_VM", 8, &["mm_struct.pinned_vm"]),
+    // Whether the address space has ever pinned pages: up to 5.13 a member of its own, then the bit MMF_HAS_PINNED among
+    // the flags (a458b76a4174), a #define; the self-test proves its number.
+    offset("MM_HAS_PINNED", 4, &["mm_struct.has_pinned"]).optional(),
+    offset("MM_FLAGS", 8, &["mm_struct.flags"]),
+    required("PAGE_STRUCT_SIZE", Kind::StructSize, &["page"]),
+    offset("PAGE_FLAGS", 8, &["page.flags"]),
+    // Bit 0 says that the page is a tail. The rest is the head's address; since 7.0 it may be a mask of addresses.
+    offset(
+        "PAGE_COMPOUND_HEAD",
+        8,
+        &["page.compound_head", "page.compound_info"],
+    ),
+    offset("PAGE_MAPCOUNT", 4, &["page._mapcount"]),
+    offset("PAGE_REFCOUNT", 4, &["page._refcount"]),
+    // How often a compound page is pinned stands in its third page up to 5.17, then in its second, and since 6.1 that is
+    // a member of struct folio.
+    offset("FOLIO_PINCOUNT", 4, &["folio._pincount"]).optional(),
+    offset("SECOND_PAGE_PINCOUNT", 4, &["page.compound_pincount"]).optional(),
+    offset("THIRD_PAGE_PINCOUNT", 4, &["page.hpage_pinned_refcount"]).optional(),
+    offset("SECOND_PAGE_ORDER", 1, &["page.compound_order"]).optional(),
     // Where a page keeps its place in its mapping; renamed in 6.16 for the way to struct folio.
     offset("PAGE_INDEX", 8, &["page.index", "page.__folio_index"]),
     // Only with CONFIG_USERFAULTFD.
@@ -223,6 +242,11 @@ pub(super) const GLOBALS: &[Entry] = &[
     variable("PGDIR_SHIFT", &["pgdir_shift"]),
     variable("HUGE_ZERO_PFN", &["huge_zero_pfn"]),
     variable("AIO_RING_VM_OPS", &["aio_ring_vm_ops"]),
+    variable("VMEMMAP_BASE", &["vmemmap_base"]),
+    Entry {
+        wide: true,
+        ..required("PG_HEAD_MASK", Kind::Bit, &["PG_head"])
+    },
     vma_flag("VM_READ_MASK", &["VMA_READ_BIT"], 0x0000_0001),
     vma_flag("VM_WRITE_MASK", &["VMA_WRITE_BIT"], 0x0000_0002),
     vma_flag("VM_SHARED_MASK", &["VMA_SHARED_BIT"], 0x0000_0008),
