@@ -126,11 +126,16 @@ pub enum Stage {
     CallsFull = 29,
     /// Two threads in a write fault shared a slot: one write was not noted.
     WriteSlotTaken = 30,
+    /// The map of writes to files under way was full, or the return of one was not seen: that it went on after a clear
+    /// was not told.
+    FileWritesFull = 31,
+    /// The map of direct reads under way was full: memory that one delivers to was not counted.
+    DirectReadsFull = 32,
 }
 
 impl Stage {
     /// Every stage, in the order of the discriminants.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::FaultEntry,
         Self::FaultReturn,
         Self::HugeEntry,
@@ -162,6 +167,8 @@ impl Stage {
         Self::MovedFull,
         Self::CallsFull,
         Self::WriteSlotTaken,
+        Self::FileWritesFull,
+        Self::DirectReadsFull,
     ];
 
     /// The label value in metrics and in JSON.
@@ -199,6 +206,8 @@ impl Stage {
             Self::MovedFull => "moved_full",
             Self::CallsFull => "calls_full",
             Self::WriteSlotTaken => "write_slot_taken",
+            Self::FileWritesFull => "file_writes_full",
+            Self::DirectReadsFull => "direct_reads_full",
         }
     }
 }

@@ -248,13 +248,19 @@ pub fn file_hole(mapping: u64, start: u64, length: u64) {
         return;
     }
     let inode = Probed::u64(mapping, MAPPING_HOST.load());
+    file_changed(RangeCause::FileHole, inode, start, length);
+}
+
+/// A range of a file is not what it was.
+#[inline(always)]
+pub fn file_changed(cause: RangeCause, inode: u64, start: u64, length: u64) {
     let superblock = Probed::u64(inode, INODE_SB.load());
     let call = CallUnderWay {
         start,
         length,
         from: Probed::u64(inode, INODE_NUMBER.load()),
         from_length: u64::from(Probed::u32(superblock, SUPER_DEV.load())),
-        cause: RangeCause::FileHole as u32,
+        cause: cause as u32,
         ..CallUnderWay::default()
     };
     send_range(0, 0, &call);

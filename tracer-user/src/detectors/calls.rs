@@ -7,7 +7,7 @@ use tracer_common::audit::{RangeCause, RangeRecord};
 use super::Detectors;
 use super::cause::Dropped;
 use super::hazards;
-use super::holes::{self, FileHole};
+use super::holes::{self, FileRange};
 use super::ranges::Range;
 use super::worked::{self, Remap, Work};
 
@@ -18,9 +18,10 @@ impl Detectors {
             self.totals.late += 1;
             return;
         };
-        if cause == RangeCause::FileHole {
-            self.hole(record);
-            return;
+        match cause {
+            RangeCause::FileHole => return self.hole(record),
+            RangeCause::FileWrite => return self.file_written(record),
+            _ => {}
         }
         let range = worked::pages_of(record.start, record.length);
         let at_ns = record.header.time_ns;
@@ -80,7 +81,7 @@ impl Detectors {
 
     /// A hole in a file concerns every address space that maps it.
     fn hole(&mut self, record: &RangeRecord) {
-        let hole = FileHole::of(record);
+        let hole = FileRange::of(record);
         for space in self.spaces.values_mut() {
             let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
                 continue;

@@ -71,7 +71,7 @@ pub enum Unknown {
 }
 
 /// Stages whose growth means that something was not seen.
-pub const LOSSES: [Stage; 15] = [
+pub const LOSSES: [Stage; 17] = [
     Stage::RingFull,
     Stage::RowsFull,
     Stage::TrackedFull,
@@ -87,6 +87,8 @@ pub const LOSSES: [Stage; 15] = [
     Stage::MovedFull,
     Stage::CallsFull,
     Stage::WriteSlotTaken,
+    Stage::FileWritesFull,
+    Stage::DirectReadsFull,
 ];
 
 impl Unknown {
