@@ -139,15 +139,15 @@ pub const VMA_CHANGED: u32 = 1 << 1;
 pub struct RangeRecord {
     /// Kind, version, size, time.
     pub header: Header,
-    /// Stable id of the address space; 0 where it is about a file ([`RangeCause::FileHole`]), which any may map.
+    /// Stable id of the address space; 0 for what happens to a file, which any may map.
     pub birth: u64,
-    /// First address; for [`RangeCause::FileHole`] the offset in the file.
+    /// First address; the offset in the file for [`RangeCause::FileHole`] and [`RangeCause::FileWrite`].
     pub start: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Address moved from, for mremap; inode number for [`RangeCause::FileHole`].
+    /// Address moved from, for mremap; inode number of a file.
     pub from: u64,
-    /// Old length for mremap; `s_dev` for [`RangeCause::FileHole`].
+    /// Old length for mremap; `s_dev` of a file.
     pub from_length: u64,
     /// Epoch of the address space.
     pub epoch: u32,
@@ -178,11 +178,13 @@ pub enum RangeCause {
     /// khugepaged or madvise set about collapsing a piece of a file into a huge page; [`RangeRecord`] is filled in as for
     /// [`Self::FileHole`].
     FileCollapse = 7,
+    /// write(2) and its kin: at most this range of a file was changed past the page tables.
+    FileWrite = 8,
 }
 
 impl RangeCause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Advice,
         Self::Remap,
         Self::FileHole,
@@ -190,6 +192,7 @@ impl RangeCause {
         Self::UserfaultMove,
         Self::Protect,
         Self::FileCollapse,
+        Self::FileWrite,
     ];
 
     /// The cause with this discriminant.
@@ -268,6 +271,6 @@ mod tests {
         }
         assert_eq!(Reader::from_raw(5), None);
         assert_eq!(RangeCause::from_raw(0), None);
-        assert_eq!(RangeCause::from_raw(8), None);
+        assert_eq!(RangeCause::from_raw(9), None);
     }
 }

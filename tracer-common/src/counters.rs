@@ -128,11 +128,16 @@ pub enum Stage {
     WriteSlotTaken = 30,
     /// Pages of which it could not be read whether they are pinned.
     PinsUnread = 31,
+    /// The map of writes to files under way was full, or the return of one was not seen: that it went on after a clear
+    /// was not told.
+    FileWritesFull = 32,
+    /// The map of direct reads under way was full: memory that one delivers to was not counted.
+    DirectReadsFull = 33,
 }
 
 impl Stage {
     /// Every stage, in the order of the discriminants.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::FaultEntry,
         Self::FaultReturn,
         Self::HugeEntry,
@@ -165,6 +170,8 @@ impl Stage {
         Self::CallsFull,
         Self::WriteSlotTaken,
         Self::PinsUnread,
+        Self::FileWritesFull,
+        Self::DirectReadsFull,
     ];
 
     /// The label value in metrics and in JSON.
@@ -203,6 +210,8 @@ impl Stage {
             Self::CallsFull => "calls_full",
             Self::WriteSlotTaken => "write_slot_taken",
             Self::PinsUnread => "pins_unread",
+            Self::FileWritesFull => "file_writes_full",
+            Self::DirectReadsFull => "direct_reads_full",
         }
     }
 }

@@ -274,6 +274,12 @@ fn of_file(mapping: u64, start: u64, length: u64, cause: RangeCause) {
         return;
     }
     let inode = Probed::u64(mapping, MAPPING_HOST.load());
+    file_changed(cause, inode, start, length);
+}
+
+/// A range of a file is not what it was.
+#[inline(always)]
+pub fn file_changed(cause: RangeCause, inode: u64, start: u64, length: u64) {
     let superblock = Probed::u64(inode, INODE_SB.load());
     let call = CallUnderWay {
         start,

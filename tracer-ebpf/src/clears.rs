@@ -19,7 +19,7 @@ use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
 use crate::maps::{CLEARS, FRESH, send, stage};
 use crate::memory::{Memory, Probed};
-use crate::{openers, rows, tracking};
+use crate::{direct, files, openers, rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
 const SOFT_DIRTY: u32 = 4;
@@ -34,6 +34,8 @@ pub struct ClearUnderWay {
     writes_after_read: u64,
     /// Flags of the VMA that the walk is in.
     flags: u64,
+    /// Bytes that direct reads had delivered when the walk began.
+    reads_completed: u64,
     blind_bytes: [u64; Blind::ALL.len()],
     audited_vmas: u32,
     read_epoch: u32,
@@ -126,6 +128,7 @@ pub fn reached_vma(walk: u64) {
         // SAFETY: the helper has no preconditions.
         clear.first_walk_ns = unsafe { bpf_ktime_get_ns() };
         clear.mm = Probed::u64(walk, MM_WALK_MM.load());
+        clear.reads_completed = direct::completed(clear.mm);
         open_epoch(clear, end);
     }
     clear.vmas += 1;
@@ -148,6 +151,7 @@ pub fn reached_vma(walk: u64) {
     if let Some(sum) = clear.blind_bytes.get_mut(blind as usize & 7) {
         *sum += end - key.start;
     }
+    files::mapped(&key, vma, clear.first_walk_ns);
     let Some(row) = rows::get(rows::find_or_create(&key, vma)) else {
         return;
     };
@@ -341,6 +345,8 @@ fn finish(clear: &ClearUnderWay, result: i64) {
         ever_pinned: clear.ever_pinned,
         ..ClearRecord::default()
     };
+    record.blind_bytes[Blind::Pinned as usize] +=
+        direct::submitted(clear.mm).wrapping_sub(clear.reads_completed);
     debug!(
         (),
         "a clear of address space {} opened epoch {}, {} VMAs", record.birth, record.epoch, record.vmas

@@ -8,9 +8,10 @@ use tracer_common::audit::Reader;
 use tracer_common::pages::PageCause;
 
 use crate::audit::{self, Bench};
+use crate::files::{self, Place};
 use crate::layout::*;
-use crate::memory::{Arguments, Direct, bit, trampoline_value};
-use crate::{calls, causes, clears, tracking, writes};
+use crate::memory::{Arguments, Direct, Memory, Probed, bit, trampoline_value};
+use crate::{calls, causes, clears, direct, tracking, writes};
 
 /// Two entry points of one body: a fentry program and a kprobe program, with the arguments of the function that
 /// the layout found.
@@ -232,3 +233,89 @@ exit_points!(sys_madvise_fexit sys_madvise_kretprobe ARGS_SYS_MADVISE
 
 entry_points!(remove_migration_pmd_fentry remove_migration_pmd_kprobe ARGS_REMOVE_MIGRATION_PMD
     |walk: ARG_REMOVE_MIGRATION_PMD_PVMW;| { causes::huge_page_arrives(walk); });
+
+// generic_perform_write(iocb, i), up to 5.18 generic_perform_write(file, i, pos)
+
+#[fentry]
+fn generic_perform_write_fentry(context: FEntryContext) -> u32 {
+    let wanted = bit(ARG_GENERIC_PERFORM_WRITE_FILE.load())
+        | bit(ARG_GENERIC_PERFORM_WRITE_IOCB.load())
+        | bit(ARG_GENERIC_PERFORM_WRITE_ITER.load())
+        | bit(ARG_GENERIC_PERFORM_WRITE_POS.load());
+    perform_write::<Direct>(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
+}
+
+#[kprobe]
+fn generic_perform_write_kprobe(context: ProbeContext) -> u32 {
+    let count = ARGS_GENERIC_PERFORM_WRITE.load();
+    perform_write::<Probed>(&Arguments::<8>::of_registers(context.regs, count))
+}
+
+#[inline(always)]
+fn perform_write<M: Memory>(arguments: &Arguments<8>) -> u32 {
+    let iter = arguments.at(ARG_GENERIC_PERFORM_WRITE_ITER.load());
+    if ARG_GENERIC_PERFORM_WRITE_IOCB.load() == ABSENT {
+        let file = arguments.at(ARG_GENERIC_PERFORM_WRITE_FILE.load());
+        let place = Place::At(arguments.at(ARG_GENERIC_PERFORM_WRITE_POS.load()));
+        files::write_begins::<M>(file, place, iter);
+    } else {
+        let iocb = arguments.at(ARG_GENERIC_PERFORM_WRITE_IOCB.load());
+        files::write_begins::<M>(M::u64(iocb, KIOCB_FILE.load()), Place::Of(iocb), iter);
+    }
+    0
+}
+
+exit_points!(generic_perform_write_fexit generic_perform_write_kretprobe ARGS_GENERIC_PERFORM_WRITE
+    |answer| { files::write_ends(answer.cast_signed()); });
+
+// iomap_file_buffered_write(iocb, iter, ops, …)
+
+#[fentry]
+fn iomap_file_buffered_write_fentry(context: FEntryContext) -> u32 {
+    let wanted =
+        bit(ARG_IOMAP_FILE_BUFFERED_WRITE_IOCB.load()) | bit(ARG_IOMAP_FILE_BUFFERED_WRITE_ITER.load());
+    iomap_write::<Direct>(&Arguments::<8>::of_trampoline(context.as_ptr(), wanted))
+}
+
+#[kprobe]
+fn iomap_file_buffered_write_kprobe(context: ProbeContext) -> u32 {
+    let count = ARGS_IOMAP_FILE_BUFFERED_WRITE.load();
+    iomap_write::<Probed>(&Arguments::<8>::of_registers(context.regs, count))
+}
+
+#[inline(always)]
+fn iomap_write<M: Memory>(arguments: &Arguments<8>) -> u32 {
+    let iocb = arguments.at(ARG_IOMAP_FILE_BUFFERED_WRITE_IOCB.load());
+    let iter = arguments.at(ARG_IOMAP_FILE_BUFFERED_WRITE_ITER.load());
+    files::write_begins::<M>(M::u64(iocb, KIOCB_FILE.load()), Place::Of(iocb), iter);
+    0
+}
+
+exit_points!(iomap_file_buffered_write_fexit iomap_file_buffered_write_kretprobe ARGS_IOMAP_FILE_BUFFERED_WRITE
+    |answer| { files::write_ends(answer.cast_signed()); });
+
+// Direct reads.
+
+entry_points!(bio_set_pages_dirty_fentry bio_set_pages_dirty_kprobe ARGS_BIO_SET_PAGES_DIRTY
+    |bio: ARG_BIO_SET_PAGES_DIRTY_BIO;| { direct::begins(bio); });
+
+entry_points!(bio_check_pages_dirty_fentry bio_check_pages_dirty_kprobe ARGS_BIO_CHECK_PAGES_DIRTY
+    |bio: ARG_BIO_CHECK_PAGES_DIRTY_BIO;| { direct::ends(bio); });
+
+entry_points!(blkdev_direct_io_simple_fentry blkdev_direct_io_simple_kprobe ARGS_BLKDEV_DIRECT_IO_SIMPLE
+    |iter: ARG_BLKDEV_DIRECT_IO_SIMPLE_ITER| { direct::task_begins(iter); });
+
+exit_points!(blkdev_direct_io_simple_fexit blkdev_direct_io_simple_kretprobe ARGS_BLKDEV_DIRECT_IO_SIMPLE
+|answer| {
+    let _ = answer;
+    direct::task_ends();
+});
+
+entry_points!(blockdev_direct_io_fentry blockdev_direct_io_kprobe ARGS_BLOCKDEV_DIRECT_IO
+    |iter: ARG_BLOCKDEV_DIRECT_IO_ITER| { direct::task_begins(iter); });
+
+exit_points!(blockdev_direct_io_fexit blockdev_direct_io_kretprobe ARGS_BLOCKDEV_DIRECT_IO
+|answer| {
+    let _ = answer;
+    direct::task_ends();
+});

@@ -10,7 +10,7 @@ use crate::identity::{current, fork_passes, identify, namespace_of, passes, task
 use crate::layout::*;
 use crate::maps::{MOVED, OWN, SETTINGS, send};
 use crate::memory::{Memory, Probed};
-use crate::{openers, paging, tracking};
+use crate::{direct, openers, paging, tracking};
 
 #[inline(always)]
 fn header<T>(kind: Kind) -> Header {
@@ -97,6 +97,7 @@ pub fn execs() {
 /// `exit_mmap(mm)`: the last user is gone. From here on the pointer may be reused.
 #[inline(always)]
 pub fn exits<M: Memory>(mm: u64) {
+    direct::address_space_ends(mm);
     if !tracking::anything() {
         return;
     }

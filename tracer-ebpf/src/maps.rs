@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use tracer_common::audit::Moved;
 use tracer_common::counters::{Counter, STRIP, Stage};
 use tracer_common::pages::{ChunkKey, PageChunk};
@@ -16,7 +16,9 @@ use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 use crate::audit::{BENCHES, Scratch};
 use crate::calls::CallUnderWay;
 use crate::clears::ClearUnderWay;
+use crate::direct::{DirectRead, DirectReads};
 use crate::faults::TaskSlot;
+use crate::files::{FileRange, FileWriteUnderWay};
 use crate::mprotects::MprotectUnderWay;
 
 /// Finds the number of a row by its key.
@@ -59,6 +61,23 @@ pub static MOVED: HashMap<u64, Moved> = HashMap::with_max_entries(1024, 0);
 /// Calls under way whose end tells what they did to a range, by thread.
 #[map]
 pub static CALLS: HashMap<u64, CallUnderWay> = HashMap::with_max_entries(4096, 0);
+
+/// Writes under way to files that somebody maps shared, by thread.
+#[map]
+pub static FILE_WRITES: HashMap<u64, FileWriteUnderWay> = HashMap::with_max_entries(4096, 0);
+
+/// Ranges of files whose writes were told since a tracked address space was cleared last that maps them. What is pushed
+/// out of it is told again.
+#[map]
+pub static FILES_TOLD: LruHashMap<FileRange, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Direct reads under way, by the address of the `struct bio`, or by thread where a task waits for its own.
+#[map]
+pub static DIRECT_READS: HashMap<u64, DirectRead> = HashMap::with_max_entries(16384, 0);
+
+/// What direct reads deliver to an address space, by the address of its `mm_struct`.
+#[map]
+pub static DIRECT_READS_OF: HashMap<u64, DirectReads> = HashMap::with_max_entries(16384, 0);
 
 /// One strip of cells for each CPU. The daemon maps them into its memory.
 #[map]

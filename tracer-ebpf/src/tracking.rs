@@ -29,6 +29,8 @@ struct Filter {
     moved: UnsafeCell<u64>,
     /// The thread that collapses a file's pages into a huge one, 0 if none does: khugepaged, or one in madvise.
     collapsing: UnsafeCell<u64>,
+    /// 1 from the first direct read that was seen.
+    direct_reads: UnsafeCell<u64>,
     /// Address of this structure, for programs that the verifier does not let compute with it.
     address: UnsafeCell<u64>,
     /// Tracked address spaces by a few bits of their address. A cell of 0 proves that none is meant.
@@ -45,6 +47,7 @@ static FILTER: Filter = Filter {
     clears: UnsafeCell::new(0),
     moved: UnsafeCell::new(0),
     collapsing: UnsafeCell::new(0),
+    direct_reads: UnsafeCell::new(0),
     address: UnsafeCell::new(0),
     cells: [const { UnsafeCell::new(0) }; CELLS],
 };
@@ -144,6 +147,20 @@ pub fn anything_moved() -> bool {
 pub fn note_move() {
     // SAFETY: a plain store to a word of ours, always of the same value.
     unsafe { core::ptr::write_volatile(FILTER.moved.get(), 1) };
+}
+
+/// Whether any direct read has been seen.
+#[inline(always)]
+pub fn anything_read_directly() -> bool {
+    // SAFETY: a plain load of a word of ours.
+    unsafe { core::ptr::read_volatile(FILTER.direct_reads.get()) != 0 }
+}
+
+/// A direct read was seen.
+#[inline(always)]
+pub fn note_direct_read() {
+    // SAFETY: a plain store to a word of ours, always of the same value.
+    unsafe { core::ptr::write_volatile(FILTER.direct_reads.get(), 1) };
 }
 
 /// A noted fault has returned.

@@ -473,9 +473,9 @@ impl Agent {
     }
 }
 
-/// Probes that the detectors cannot do without: those of the audit, of write faults, and of mremap. Others only name
+/// Probes that the detectors cannot do without: those of the audit, of write faults, of mremap and of writes to files. Others only name
 /// causes, or belong to what this kernel does not have; but one that is broken may leave anything out.
-const NEEDED: [&str; 7] = [
+const NEEDED: [&str; 8] = [
     "clear_refs_pte_range",
     "pagemap_pmd_range",
     "pagemap_pte_hole",
@@ -483,6 +483,7 @@ const NEEDED: [&str; 7] = [
     "handle_mm_fault",
     "do_huge_pmd_wp_page",
     "__x64_sys_mremap",
+    "generic_perform_write",
 ];
 
 fn unavailable(verdicts: &[ProbeVerdict]) -> u64 {

@@ -6,8 +6,9 @@ use tracer_common::audit::{RangeCause, RangeRecord};
 
 use super::Detectors;
 use super::cause::Dropped;
+use super::epoch::Epoch;
 use super::hazards;
-use super::holes::{self, FileHole};
+use super::holes::{self, FileRange};
 use super::ranges::Range;
 use super::worked::{self, Remap, Work};
 
@@ -21,6 +22,7 @@ impl Detectors {
         match cause {
             RangeCause::FileHole => return self.hole(record),
             RangeCause::FileCollapse => return self.collapse(record),
+            RangeCause::FileWrite => return self.file_written(record),
             _ => {}
         }
         let range = worked::pages_of(record.start, record.length);
@@ -81,17 +83,13 @@ impl Detectors {
 
     /// A hole in a file concerns every address space that maps it.
     fn hole(&mut self, record: &RangeRecord) {
-        let hole = FileHole::of(record);
+        let hole = FileRange::of(record);
         for space in self.spaces.values_mut() {
             let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
                 continue;
             };
             epoch.note_hole(hole);
-            let ranges = epoch
-                .at_clear
-                .as_ref()
-                .map_or_else(Vec::new, |at_clear| holes::holes_at(at_clear, &hole));
-            for range in ranges {
+            for range in mapped(epoch, &hole) {
                 epoch.drop_range(Dropped::FileHole, range);
             }
             self.totals.flush_dropped(epoch);
@@ -100,16 +98,12 @@ impl Detectors {
 
     /// So does the collapse of a piece of a file: it takes the pages out of every page table, whether it succeeds or not.
     fn collapse(&mut self, record: &RangeRecord) {
-        let piece = FileHole::of(record);
+        let piece = FileRange::of(record);
         for space in self.spaces.values_mut() {
             let Some(epoch) = space.newest().filter(|epoch| !epoch.finished) else {
                 continue;
             };
-            let ranges = epoch
-                .at_clear
-                .as_ref()
-                .map_or_else(Vec::new, |at_clear| holes::holes_at(at_clear, &piece));
-            for range in ranges {
+            for range in mapped(epoch, &piece) {
                 epoch.worked.note(Work::Collapse, range);
             }
         }
@@ -150,4 +144,10 @@ impl Detectors {
         let (&number, epoch) = self.spaces.get(&birth)?.epochs.iter().next_back()?;
         (epoch.is_open() && !epoch.to_verify.is_empty()).then(|| (number, epoch.to_verify.iter().collect()))
     }
+}
+
+/// Where the clear met a part of a file.
+fn mapped(epoch: &Epoch, part: &FileRange) -> Vec<Range> {
+    let at_clear = epoch.at_clear.as_ref();
+    at_clear.map_or_else(Vec::new, |at_clear| holes::holes_at(at_clear, part))
 }

@@ -11,7 +11,7 @@ use tracer_common::records::{Blind, ClearRecord};
 use super::cause::{Cause, Dropped, Evidence};
 use super::findings::{Budget, Counted, Findings, PAGE, PageFinding, Rank, Sight};
 use super::hazards::{MERGED, born_writable};
-use super::holes::{FileHole, Holes};
+use super::holes::{FileRange, Holes};
 use super::ranges::{Range, RangeSet};
 use super::verdict::{Unknown, Verdict};
 use super::worked::{AtClear, Work, Worked};
@@ -306,7 +306,7 @@ impl Epoch {
     }
 
     /// Remembers a hole in a file, for pages that are found missing later.
-    pub(super) fn note_hole(&mut self, hole: FileHole) {
+    pub(super) fn note_hole(&mut self, hole: FileRange) {
         // Most holes are made in files that this address space has never mapped. One that is mapped later is not armed,
         // unless it becomes a part of a VMA of the same file.
         if let Some(at_clear) = &self.at_clear

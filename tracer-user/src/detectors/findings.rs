@@ -275,6 +275,12 @@ impl Findings {
         first && incident.stands()
     }
 
+    /// Pages that are hazards of this cause.
+    pub(super) fn hazards_of(&self, cause: Cause) -> u64 {
+        let incident = self.incidents.get(&(cause, Evidence::Hazard));
+        incident.map_or(0, |incident| incident.pages)
+    }
+
     /// What stands, with its cause and evidence.
     pub(super) fn standing(&self) -> impl Iterator<Item = (Cause, Evidence, &Incident)> {
         self.incidents

@@ -5,22 +5,30 @@ use std::collections::BTreeMap;
 use tracer_common::audit::{RangeRecord, VmaFacts};
 
 use super::ranges::{Range, RangeSet};
-use super::worked::AtClear;
+use super::worked::{AtClear, pages_of};
 
 /// Files with holes that are remembered in one epoch, and ranges of each.
 const FILES: usize = 64;
 const RANGES: usize = 256;
 
-/// A hole in a file.
+/// A range of a file to which something happened: a hole, or a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileHole {
+pub(super) struct FileRange {
     pub(super) inode: u64,
     pub(super) device: u64,
     /// In the file.
     pub(super) range: Range,
 }
 
-impl FileHole {
+impl FileRange {
+    /// The whole pages that a write has touched.
+    pub(super) fn in_pages(record: &RangeRecord) -> Self {
+        Self {
+            range: pages_of(record.start, record.length),
+            ..Self::of(record)
+        }
+    }
+
     pub(super) fn of(record: &RangeRecord) -> Self {
         Self {
             inode: record.from,
@@ -46,7 +54,7 @@ pub(super) struct Holes {
 
 impl Holes {
     /// Remembers a hole; returns whether all of them are known one by one still.
-    pub(super) fn note(&mut self, hole: FileHole) -> bool {
+    pub(super) fn note(&mut self, hole: FileRange) -> bool {
         let file = (hole.inode, hole.device);
         if self.by_file.len() >= FILES && !self.by_file.contains_key(&file) {
             return false;
@@ -61,9 +69,9 @@ impl Holes {
         let file = (vma.inode, u64::from(vma.device));
         self.by_file.get(&file).map_or_else(Vec::new, |ranges| {
             let holes = ranges.iter().map(|range| {
-                hole_in(
+                place_in(
                     vma,
-                    &FileHole {
+                    &FileRange {
                         inode: file.0,
                         device: file.1,
                         range,
@@ -76,13 +84,13 @@ impl Holes {
 }
 
 /// Where a hole lies in the VMAs that the clear met.
-pub(super) fn holes_at(at_clear: &AtClear, hole: &FileHole) -> Vec<Range> {
-    let holes = at_clear.of_file(hole).map(|vma| hole_in(&vma.facts(), hole));
+pub(super) fn holes_at(at_clear: &AtClear, hole: &FileRange) -> Vec<Range> {
+    let holes = at_clear.of_file(hole).map(|vma| place_in(&vma.facts(), hole));
     holes.filter(|range| !range.is_empty()).collect()
 }
 
-/// Where the hole lies in a VMA that maps the file; empty if it does not.
-pub(super) fn hole_in(vma: &VmaFacts, hole: &FileHole) -> Range {
+/// Where the range lies in a VMA that maps the file; empty if it does not.
+pub(super) fn place_in(vma: &VmaFacts, hole: &FileRange) -> Range {
     if vma.inode == 0 || vma.inode != hole.inode || u64::from(vma.device) != hole.device {
         return Range::default();
     }
@@ -117,23 +125,26 @@ mod tests {
             device: 5,
             kind: 0,
         };
-        let hole = |inode, start, length| FileHole {
+        let hole = |inode, start, length| FileRange {
             inode,
             device: 5,
             range: Range::of(start, length),
         };
         assert_eq!(
-            hole_in(&vma, &hole(7, 0x3000, 0x1000)),
+            place_in(&vma, &hole(7, 0x3000, 0x1000)),
             Range::of(0x10_1000, 0x1000)
         );
-        assert_eq!(hole_in(&vma, &hole(7, 0, u64::MAX)), Range::of(0x10_0000, 0x4000));
-        assert!(hole_in(&vma, &hole(7, 0, 0x2000)).is_empty());
-        assert!(hole_in(&vma, &hole(8, 0, u64::MAX)).is_empty());
+        assert_eq!(
+            place_in(&vma, &hole(7, 0, u64::MAX)),
+            Range::of(0x10_0000, 0x4000)
+        );
+        assert!(place_in(&vma, &hole(7, 0, 0x2000)).is_empty());
+        assert!(place_in(&vma, &hole(8, 0, u64::MAX)).is_empty());
     }
 
     #[test]
     fn holes_in_one_file_need_one_place_and_too_many_are_told() {
-        let hole = |inode, start| FileHole {
+        let hole = |inode, start| FileRange {
             inode,
             device: 5,
             range: Range::of(start, 0x1000),

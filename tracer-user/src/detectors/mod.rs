@@ -2,7 +2,8 @@
 //!
 //! Records, the ledger and /proc come in through arguments and traits; everything here is pure. A module each:
 //! [`cause`] the closed lists, [`exposed`] class A, [`lost`] class B, [`hazards`] classes C and D and the state of
-//! whole VMAs, [`worked`] and [`holes`] which mechanism worked where, [`findings`] each page once under its strongest evidence,
+//! whole VMAs, [`worked`] and [`holes`] which mechanism worked where, [`file_writes`] what was
+//! written past the page tables, [`findings`] each page once under its strongest evidence,
 //! [`losses`] what was not seen, [`verdict`] the answer, [`incident`] what is told about it.
 //!
 //! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
@@ -13,6 +14,7 @@ mod calls;
 mod cause;
 mod epoch;
 mod exposed;
+mod file_writes;
 mod findings;
 mod hazards;
 mod holes;
@@ -165,6 +167,8 @@ pub struct Detectors {
     touched: BTreeSet<(u64, u32)>,
     /// Address spaces with new ranges to verify.
     moved: BTreeSet<u64>,
+    /// What was written to files of late.
+    file_writes: file_writes::Recent,
     /// See [`Self::take_finished`].
     just_finished: Vec<(u64, Verdict)>,
     /// When finished epochs were forgotten last.
@@ -185,6 +189,7 @@ impl Detectors {
             losses: losses::State::default(),
             touched: BTreeSet::new(),
             moved: BTreeSet::new(),
+            file_writes: file_writes::Recent::default(),
             just_finished: Vec::new(),
             forgot_ns: 0,
             detailed: VecDeque::new(),
@@ -306,7 +311,8 @@ impl Detectors {
         epoch.note_unknown(Unknown::ShadowStack, shadow_stacks);
         let met_now = epoch.at_clear.clone();
         self.losses.note_start(epoch, clear.first_walk_ns);
-        let new = hazards::opening_clear(epoch, clear);
+        let mut new = hazards::opening_clear(epoch, clear);
+        new.extend(self.file_writes.since(epoch, clear.first_walk_ns));
         if let Some(closed) = number
             .checked_sub(1)
             .and_then(|before| space.epochs.get_mut(&before))

@@ -73,7 +73,7 @@ pub enum Unknown {
 }
 
 /// Stages whose growth means that something was not seen.
-pub const LOSSES: [Stage; 16] = [
+pub const LOSSES: [Stage; 18] = [
     Stage::RingFull,
     Stage::RowsFull,
     Stage::TrackedFull,
@@ -90,6 +90,8 @@ pub const LOSSES: [Stage; 16] = [
     Stage::CallsFull,
     Stage::WriteSlotTaken,
     Stage::PinsUnread,
+    Stage::FileWritesFull,
+    Stage::DirectReadsFull,
 ];
 
 impl Unknown {

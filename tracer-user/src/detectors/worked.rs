@@ -8,7 +8,7 @@ use tracer_common::flags::{VM_SHADOW_STACK, VM_SHARED, is_armed};
 use tracer_common::table::VmaKey;
 
 use super::cause::Dropped;
-use super::holes::FileHole;
+use super::holes::FileRange;
 use super::ranges::{Range, RangeSet};
 
 /// Ranges that are remembered for each mechanism in one epoch; beyond that they are joined.
@@ -117,8 +117,8 @@ impl Worked {
                 self.note(Work::UserfaultMovedAway, pages_of(record.from, record.length));
             }
             Some(RangeCause::Protect) => self.note(Work::Protect, range),
-            // What is about files has no addresses of its own.
-            Some(RangeCause::FileHole | RangeCause::FileCollapse) | None => {}
+            // What happens to files has no addresses of its own.
+            Some(RangeCause::FileHole | RangeCause::FileCollapse | RangeCause::FileWrite) | None => {}
         }
     }
 }
@@ -321,7 +321,7 @@ impl AtClear {
     }
 
     /// The VMAs that map the file.
-    pub(super) fn of_file(&self, hole: &FileHole) -> impl Iterator<Item = &VmaAtClear> {
+    pub(super) fn of_file(&self, hole: &FileRange) -> impl Iterator<Item = &VmaAtClear> {
         self.vmas.iter().filter(move |vma| {
             vma.inode != 0 && vma.inode == hole.inode && u64::from(vma.device) == hole.device
         })

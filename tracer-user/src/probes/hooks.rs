@@ -295,6 +295,84 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // Names files that are written while they are mapped.
+        target: "generic_perform_write",
+        required: false,
+        fentry: &[
+            program!("generic_perform_write_fexit", Return),
+            program!("generic_perform_write_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("generic_perform_write_kretprobe", Return),
+            program!("generic_perform_write_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same for XFS and others; absent without a file system that needs it.
+        target: "iomap_file_buffered_write",
+        required: false,
+        fentry: &[
+            program!("iomap_file_buffered_write_fexit", Return),
+            program!("iomap_file_buffered_write_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("iomap_file_buffered_write_kretprobe", Return),
+            program!("iomap_file_buffered_write_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // A direct read ends. Before its beginning: an end that is not seen would keep its memory blind.
+        target: "bio_check_pages_dirty",
+        required: false,
+        fentry: &[program!("bio_check_pages_dirty_fentry", Entry)],
+        kprobe: &[program!("bio_check_pages_dirty_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same for one of a block device that its task waits for.
+        target: "__blkdev_direct_IO_simple",
+        required: false,
+        fentry: &[
+            program!("blkdev_direct_io_simple_fexit", Return),
+            program!("blkdev_direct_io_simple_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("blkdev_direct_io_simple_kretprobe", Return),
+            program!("blkdev_direct_io_simple_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // The same for older file systems.
+        target: "__blockdev_direct_IO",
+        required: false,
+        fentry: &[
+            program!("blockdev_direct_io_fexit", Return),
+            program!("blockdev_direct_io_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("blockdev_direct_io_kretprobe", Return),
+            program!("blockdev_direct_io_kprobe", Entry),
+        ],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
+        // A direct read begins.
+        target: "bio_set_pages_dirty",
+        required: false,
+        fentry: &[program!("bio_set_pages_dirty_fentry", Entry)],
+        kprobe: &[program!("bio_set_pages_dirty_kprobe", Entry)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         // Which pages were written. Every fault of the machine comes by.
         target: "handle_mm_fault",
         required: false,

@@ -107,15 +107,22 @@ pub fn attach(
         verdict,
         fell_back_because,
     };
+    if DIRECT_READS.contains(&hook.target)
+        && let Some(why) = direct_reads_need_no_probe(layout)
+    {
+        return verdict(Verdict::Unsupported { why: why.to_owned() }, None);
+    }
     if let Some(function) = layout.function(hook.target)
         && function.count() == ABSENT
     {
-        return verdict(
-            Verdict::Unsupported {
-                why: function.to_string(),
-            },
-            None,
-        );
+        let why = function.to_string();
+        let missed = if DIRECT_READS.contains(&hook.target) && hook.target != OLDER_FILE_SYSTEMS {
+            // Compiled into another function perhaps; the reads are there all the same.
+            Verdict::Broken { why }
+        } else {
+            Verdict::Unsupported { why }
+        };
+        return verdict(missed, None);
     }
     if let Some((name, value)) = hook
         .fixed
@@ -165,6 +172,28 @@ const PAGE_TABLE_READERS: [&str; 6] = [
     "pagemap_scan_pte_hole",
     "handle_mm_fault",
 ];
+
+/// Hooks on direct reads under way.
+const DIRECT_READS: [&str; 4] = [
+    "bio_set_pages_dirty",
+    "bio_check_pages_dirty",
+    "__blkdev_direct_IO_simple",
+    OLDER_FILE_SYSTEMS,
+];
+
+/// The one of them that a kernel is without if no file system needs it.
+const OLDER_FILE_SYSTEMS: &str = "__blockdev_direct_IO";
+
+/// Why nothing has to be known of direct reads on this kernel, if so.
+fn direct_reads_need_no_probe(layout: &Layout) -> Option<&'static str> {
+    if layout.global("BIO_SIZE") == Some(GlobalValue::U32(ABSENT)) {
+        return Some("this kernel has no block devices");
+    }
+    let pinned = layout.global("BIO_PAGES_ARE_PINNED") != Some(GlobalValue::U32(0));
+    pinned.then_some(
+        "not needed: direct reads pin their pages on this kernel, and a clear leaves those soft-dirty",
+    )
+}
 
 /// Whether the programs can find page tables: they would look at none, silently, if they could not.
 fn page_tables_are_known(layout: &Layout) -> bool {
@@ -319,8 +348,23 @@ mod tests {
     }
 
     #[test]
-    fn every_reader_of_page_tables_is_a_hook() {
-        for target in PAGE_TABLE_READERS {
+    fn direct_reads_are_watched_where_their_pages_are_not_pinned() {
+        let of = |btf: &[u8]| direct_reads_need_no_probe(&Layout::resolve(btf, None).unwrap()).is_none();
+        assert!(of(include_bytes!(
+            "../../tests/fixtures/kernels/5.10/vmlinux.btf"
+        )));
+        assert!(of(include_bytes!("../../tests/fixtures/kernels/6.1/vmlinux.btf")));
+        assert!(!of(include_bytes!(
+            "../../tests/fixtures/kernels/6.12/vmlinux.btf"
+        )));
+        assert!(!of(include_bytes!(
+            "../../tests/fixtures/kernels/7.3/vmlinux.btf"
+        )));
+    }
+
+    #[test]
+    fn every_reader_of_page_tables_and_every_probe_of_direct_reads_is_a_hook() {
+        for target in PAGE_TABLE_READERS.into_iter().chain(DIRECT_READS) {
             assert!(HOOKS.iter().any(|hook| hook.target == target), "{target}");
         }
     }

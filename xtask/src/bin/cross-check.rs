@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::process::Signal;
 use xtask::detection::guest::{Options, run};
-use xtask::detection::{cases, scenes};
+use xtask::detection::{cases, file_writes, scenes};
 use xtask::suite::daemon::Daemon;
 
 /// Holds what sdtrace says against programs that know what happened.
@@ -56,6 +56,8 @@ enum Case {
     Causes,
     /// The bug of 2014, which the test module brings back.
     Seed,
+    /// A mapped file is written by write(2): by its own process, by another, in a loop, and where it is not mapped.
+    FileWrites,
     /// Each source of an unknown is forced.
     Unknowns,
 }
@@ -80,6 +82,7 @@ fn play(case: Case, attach: &str, out: &Path) -> Result<()> {
         Case::Unknowns => return cases::unknowns(attach, out),
         Case::Causes => cases::causes,
         Case::Seed => cases::seed,
+        Case::FileWrites => file_writes::play,
     };
     let listen = SocketAddr::from(([127, 0, 0, 1], 9955));
     let log = out.join("sdtrace.log");

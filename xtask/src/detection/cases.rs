@@ -116,7 +116,9 @@ pub fn wait_for(daemon: &Daemon, pid: u32, enough: impl Fn(&Detection) -> bool) 
     }
 }
 
-fn pages(detection: &Detection, evidence: &str, cause: &str) -> u64 {
+/// Pages that sdtrace tells of a cause.
+#[must_use]
+pub fn pages(detection: &Detection, evidence: &str, cause: &str) -> u64 {
     let found = detection
         .causes
         .iter()

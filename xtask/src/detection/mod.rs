@@ -7,6 +7,7 @@
 
 pub mod cases;
 pub mod expected;
+pub mod file_writes;
 pub mod guest;
 pub mod rules;
 pub mod said;

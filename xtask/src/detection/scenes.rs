@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead as _, stdin};
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,7 @@ pub fn play(name: &str) -> Result<()> {
         "chunks" => chunks(),
         "mappings" => mappings(),
         "many-clears" => many_clears(),
+        "mapped-file" => mapped_file(),
         _ => bail!("no scene is called {name}"),
     }
 }
@@ -186,4 +189,33 @@ fn many_clears() -> Result<()> {
         clear_own()?;
     }
     step(&told(&[(&area, 0)])?)
+}
+
+/// Pages of [`mapped_file`] that are mapped; the file is twice as long.
+pub const FILE_PAGES: usize = 4096;
+
+/// The file of [`mapped_file`], for others to write.
+#[must_use]
+pub fn path_of_mapped_file(pid: u32) -> PathBuf {
+    format!("/tmp/mapped-file-{pid}").into()
+}
+
+/// Maps the first half of a file shared, and a piece of it private; writes four pages of it by write(2) when asked.
+fn mapped_file() -> Result<()> {
+    let path = path_of_mapped_file(std::process::id());
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    let private = Area::file("private", "private_file", &file, 64)?;
+    let shared = Area::file("mapped", "shared_file", &file, FILE_PAGES)?;
+    file.set_len(2 * (FILE_PAGES * PAGE) as u64)?;
+    private.read(0..64);
+    let _ = shared.poke(0..FILE_PAGES);
+    clear_own()?;
+    step(&told(&[(&shared, 0)])?)?;
+    file.write_all_at(&[1; 4 * PAGE], 8 * PAGE as u64)?;
+    step(&told(&[(&shared, 4)])?)
 }

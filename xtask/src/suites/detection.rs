@@ -110,7 +110,7 @@ pub fn cases(kernel: Wanted) -> Result<()> {
     let sdtrace = build_static("tracer-user", "sdtrace")?;
     let cross_check = build_static("xtask", "cross-check")?;
     let said = Shared::default();
-    let script = "cross-check case causes && cross-check case unknowns";
+    let script = "cross-check case causes && cross-check case file-writes && cross-check case unknowns";
     let report = Guest::new(Kernels::open()?.provide(kernel, false)?, ["sh", "-c", script])
         .cpus(2)
         .append(PATIENCE)

@@ -51,7 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0u32..3, 0u64..3, 0usize..500, 1usize..12, 0u8..6, 0usize..7, 0u32..5).prop_map(
             |(back, chunk, first, count, what, mark, reader)| Step::Pages { back, chunk, first, count, what, mark, reader }
         ),
-        4 => (0u32..3, 1u32..7, 0u64..128, 1u64..64, prop::sample::select(vec![0u32, 3, 4, 7, 8, 9, 21, 25, 102]))
+        4 => (0u32..3, 1u32..8, 0u64..128, 1u64..64, prop::sample::select(vec![0u32, 3, 4, 7, 8, 9, 21, 25, 102]))
             .prop_map(|(back, cause, first, count, detail)| Step::Range { back, cause, first, count, detail }),
         2 => (0u32..3, 0u64..64, 1u64..128, 0u32..4, any::<bool>())
             .prop_map(|(back, start, count, state, shared)| Step::Vma { back, start, count, state, shared }),
@@ -93,7 +93,9 @@ fn do_step(story: &mut Story, newest: &mut u32, lost: &mut u64, step: Step, log:
         Step::Clear { skip, tracker, read } => {
             let before = *newest;
             *newest += 1 + skip;
-            story.clear_with(*newest, vec![private(0, 64), shared(64, 64)], |clear| {
+            let mut file = shared(64, 64);
+            (file.inode, file.device) = (9, 3);
+            story.clear_with(*newest, vec![private(0, 64), file], |clear| {
                 clear.tracker = task(tracker);
                 (clear.read_epoch, clear.writes_after_read) = (before, u64::from(read) * 5);
             });
@@ -142,15 +144,17 @@ fn do_step(story: &mut Story, newest: &mut u32, lost: &mut u64, step: Step, log:
             count,
             detail,
         } => {
-            story.range(
-                RangeCause::from_raw(cause).unwrap(),
-                pages(first, count),
-                |record| {
-                    record.epoch = of(back, *newest);
-                    record.detail = detail;
-                    (record.from, record.from_length) = (CHUNK + (first / 2) * PAGE, count / 2 * PAGE);
-                },
-            );
+            let cause = RangeCause::from_raw(cause).unwrap();
+            let of_file = matches!(cause, RangeCause::FileHole | RangeCause::FileWrite);
+            story.range(cause, pages(first, count), |record| {
+                record.epoch = of(back, *newest);
+                record.detail = detail;
+                (record.from, record.from_length) = (CHUNK + (first / 2) * PAGE, count / 2 * PAGE);
+                if of_file {
+                    record.start = first * PAGE;
+                    (record.from, record.from_length) = (9, 3);
+                }
+            });
         }
         Step::Vma {
             back,

@@ -2,6 +2,7 @@
 
 mod any_order;
 mod complete;
+mod file_writes;
 mod found;
 mod hazards;
 

@@ -206,6 +206,16 @@ pub(super) const GLOBALS: &[Entry] = &[
     offset("MAPPING_HOST", 8, &["address_space.host"]),
     offset("MAPPING_WRITABLE", 4, &["address_space.i_mmap_writable"]),
     place("MAPPING_VMAS", &["address_space.i_mmap"]),
+    offset("KIOCB_FILE", 8, &["kiocb.ki_filp"]),
+    offset("KIOCB_POS", 8, &["kiocb.ki_pos"]),
+    offset("ITER_COUNT", 8, &["iov_iter.count"]),
+    // Bit 0 is set for a write (ITER_SOURCE); in 5.10 the lowest bit of `type`.
+    place("ITER_DIRECTION", &["iov_iter.data_source", "iov_iter.type"]),
+    // Only with CONFIG_BLOCK.
+    offset("BIO_SIZE", 4, &["bio.bi_iter.bi_size"]).optional(),
+    // Since 6.5 direct reads pin their pages, and a clear leaves pinned private pages soft-dirty; before, they only
+    // take references (a7e689dd1c06).
+    required("BIO_PAGES_ARE_PINNED", Kind::Bit, &["BIO_PAGE_PINNED"]).or(0),
     offset("FILE_PRIVATE_DATA", 8, &["file.private_data"]),
     offset("INODE_SB", 8, &["inode.i_sb"]),
     offset("INODE_NUMBER", 8, &["inode.i_ino"]),
@@ -497,6 +507,45 @@ pub(super) const FUNCTIONS: &[Function] = &[
             needs("ARG_UNMAP_MAPPING_RANGE_START", "holebegin"),
             needs("ARG_UNMAP_MAPPING_RANGE_LENGTH", "holelen"),
         ],
+    ),
+    // (file, i, pos) in 5.10, (iocb, i) since 6.1.
+    function(
+        "generic_perform_write",
+        "ARGS_GENERIC_PERFORM_WRITE",
+        &[
+            may_have("ARG_GENERIC_PERFORM_WRITE_FILE", "file"),
+            may_have("ARG_GENERIC_PERFORM_WRITE_IOCB", "iocb"),
+            needs("ARG_GENERIC_PERFORM_WRITE_ITER", "i"),
+            may_have("ARG_GENERIC_PERFORM_WRITE_POS", "pos"),
+        ],
+    ),
+    function(
+        "iomap_file_buffered_write",
+        "ARGS_IOMAP_FILE_BUFFERED_WRITE",
+        &[
+            needs("ARG_IOMAP_FILE_BUFFERED_WRITE_IOCB", "iocb"),
+            needs("ARG_IOMAP_FILE_BUFFERED_WRITE_ITER", "iter|i|from"),
+        ],
+    ),
+    function(
+        "bio_set_pages_dirty",
+        "ARGS_BIO_SET_PAGES_DIRTY",
+        &[needs("ARG_BIO_SET_PAGES_DIRTY_BIO", "bio")],
+    ),
+    function(
+        "bio_check_pages_dirty",
+        "ARGS_BIO_CHECK_PAGES_DIRTY",
+        &[needs("ARG_BIO_CHECK_PAGES_DIRTY_BIO", "bio")],
+    ),
+    function(
+        "__blkdev_direct_IO_simple",
+        "ARGS_BLKDEV_DIRECT_IO_SIMPLE",
+        &[needs("ARG_BLKDEV_DIRECT_IO_SIMPLE_ITER", "iter")],
+    ),
+    function(
+        "__blockdev_direct_IO",
+        "ARGS_BLOCKDEV_DIRECT_IO",
+        &[needs("ARG_BLOCKDEV_DIRECT_IO_ITER", "iter")],
     ),
     function(
         "remove_migration_pmd",
