@@ -31,6 +31,6 @@ pub fn run(task: u64, words: [u64; 4]) -> i32 {
     };
     match done {
         Ok(()) => 0,
-        Err(error) => error as i32,
+        Err(error) => error,
     }
 }

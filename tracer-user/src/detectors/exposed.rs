@@ -6,6 +6,10 @@ use super::cause::Cause;
 
 /// What is known about an exposed page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 pub(super) struct Around {
     /// Which mechanism touched the page in this epoch.
     pub(super) mark: Option<PageCause>,
@@ -32,13 +36,13 @@ pub(super) fn cause(around: Around) -> Cause {
             mark: Some(PageCause::HugeMigration),
             ..
         } => Cause::MigrationRaceThp,
+        // On 5.10 the mprotect that merges gives the armed side its write bits, too.
         Around {
             born_writable: true,
             merged: true,
             ..
-        } => Cause::VmaMerge,
-        // On 5.10 the mprotect that merges gives the armed side its write bits, too.
-        Around {
+        }
+        | Around {
             merged: true,
             shared_anon: true,
             ..

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use tracer_common::table::CLEAR_MARKS;
-use tracer_common::table::VmaKey;
+use tracer_common::table::{CLEAR_MARKS, VmaKey};
 
 use super::simulated::{Kernel, Shared, Truth};
 use super::{Ledger, Limits, Measure, Surroundings, dump};

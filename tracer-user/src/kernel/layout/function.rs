@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ABSENT;
-use super::table::Function;
+use super::functions::Function;
 use crate::kernel::btf::{Btf, Parameter};
 use crate::kernel::kallsyms::Symbols;
 

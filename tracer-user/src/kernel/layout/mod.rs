@@ -3,6 +3,7 @@
 //! eBPF object, under the same name. What is needed stands in one place: the tables in `table.rs`.
 
 mod function;
+mod functions;
 mod overrides;
 mod table;
 
@@ -13,8 +14,9 @@ use thiserror::Error;
 use super::btf::{Btf, BtfError};
 use super::kallsyms::Symbols;
 pub use function::FunctionLayout;
+use functions::FUNCTIONS;
 pub use overrides::OverrideError;
-use table::{Entry, FUNCTIONS, Fallback, GLOBALS, Kind};
+use table::{Entry, Fallback, GLOBALS, Kind};
 
 /// Value of a `u32` global whose member, or of a position whose parameter, this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
