@@ -33,8 +33,8 @@ pub struct PageChunk {
     pub stale: u32,
     /// Newest epoch in which a migration took a page out of the page table; 0: none did.
     pub departed_epoch: u32,
-    /// Keeps the next field aligned.
-    pub padding: u32,
+    /// 1 if there may be marks of mechanisms among [`Self::causes`].
+    pub caused: u32,
     /// Keeps the bytes on cache lines of their own.
     pub line: [u64; 4],
     /// [`tag`] of the epoch of the newest write to each page, perhaps with [`RACED`]; 0 without one.
@@ -56,6 +56,9 @@ pub const RACED: u8 = 0x80;
 pub const TAG_PERIOD: u32 = 64;
 /// Marks older than this are not trusted to be told from new ones.
 pub const TAG_TRUSTED: u32 = 48;
+
+/// Every so many epochs a clear takes all marks away, so that none gets as old as [`TAG_TRUSTED`] while its chunk is in use.
+pub const FORGET_PERIOD: u32 = 16;
 
 /// The mark of a write in `epoch`; never 0.
 #[inline(always)]

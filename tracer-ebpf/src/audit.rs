@@ -15,7 +15,7 @@ use tracer_common::counters::Stage;
 use tracer_common::flags::{
     PTE_HUGE, PTE_PRESENT, PTE_WRITE, VM_HUGETLB, VM_PFNMAP, VM_SHARED, VM_SOFTDIRTY, VM_WRITE,
 };
-use tracer_common::pages::{CHUNK_SIZE, PAGES, tag};
+use tracer_common::pages::{CHUNK_SIZE, FORGET_PERIOD, PAGES, tag};
 use tracer_common::records::{Header, Kind, VERSION};
 use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::ORIGIN_CLEAR;
@@ -208,10 +208,19 @@ fn look(scratch: &mut Scratch, addr: u64, first: u32, last: u32, chunk: u32) {
 
 /// Takes the marks of the pages in `[addr, end)` away: the clear is about to take their bits. What a mechanism has
 /// done to them in the epoch that begins stays noted.
+///
+/// Marks of writes carry their epoch, so most need not be taken away: only those made in the epoch that begins before
+/// the clear has come to their bits, and now and then all, before a number comes up again. Those of mechanisms have
+/// room for three bits of it.
 #[inline(always)]
 pub fn forget_marks(birth: u64, addr: u64, end: u64, epoch: u32) {
     let number = pages::find(birth, addr);
     let Some(chunk) = pages::get(number) else { return };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    let (noted, caused) = unsafe { ((*chunk).noted_epoch, (*chunk).caused) };
+    if noted != epoch && caused == 0 && !epoch.is_multiple_of(FORGET_PERIOD) {
+        return;
+    }
     let first = (addr >> 12) & (PAGES as u64 - 1);
     let last = (end.wrapping_sub(1) >> 12) & (PAGES as u64 - 1);
     let (first_word, last_word) = (below_64(first >> 3), below_64(last >> 3));
@@ -287,15 +296,15 @@ pub fn told(bench: Bench, reader: Reader, walk: u64, at: u64) -> Option<&'static
     scratch.site.epoch = epoch;
     scratch.site.reader = reader as u32;
     scratch.site.cleared = u32::from(epoch > 1 || tracked.origin == ORIGIN_CLEAR);
-    whole_vma(&scratch.site);
+    let row = rows::find_or_create(&scratch.site.key, vma);
+    whole_vma(&scratch.site, row);
     Some(scratch)
 }
 
 /// Reports, once an epoch and end, a VMA that is not what the clear met, or whose protection lets entries be born
 /// writable. A function of its own for its share of the stack.
 #[inline(never)]
-pub fn whole_vma(site: &Site) {
-    let row = rows::find_or_create(&site.key, site.vma);
+pub fn whole_vma(site: &Site, row: u32) {
     let Some(row) = rows::get(row) else { return };
     // SAFETY: the verifier proves that `row` is a map value.
     let row = unsafe { &mut *row };

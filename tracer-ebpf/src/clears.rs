@@ -152,7 +152,8 @@ pub fn reached_vma(walk: u64) {
         *sum += end - key.start;
     }
     files::mapped(&key, vma, clear.first_walk_ns);
-    let Some(row) = rows::get(rows::find_or_create(&key, vma)) else {
+    let number = rows::find_or_create(&key, vma);
+    let Some(row) = rows::get(number) else {
         return;
     };
     clear.site = Site {
@@ -167,7 +168,7 @@ pub fn reached_vma(walk: u64) {
     if tracks && !fresh && clear.epoch > 1 {
         clear.audit = 1;
         clear.audited_vmas += 1;
-        audit::whole_vma(&clear.site);
+        audit::whole_vma(&clear.site, number);
     }
     // SAFETY: the verifier proves that `row` is a map value.
     unsafe {

@@ -179,7 +179,8 @@ pub fn returned(result: i32) {
         return;
     }
     calls::protected(call.birth, call.epoch, call.start, call.end, call.newflags);
-    audit::whole_vma(&Site {
+    let number = rows::find_or_create(&key, vma);
+    let site = Site {
         vma,
         key,
         end: after.end,
@@ -187,8 +188,9 @@ pub fn returned(result: i32) {
         reader: Reader::Mprotect as u32,
         cleared: call.cleared,
         padding: 0,
-    });
-    if let Some(row) = rows::get(rows::find_or_create(&key, vma)) {
+    };
+    audit::whole_vma(&site, number);
+    if let Some(row) = rows::get(number) {
         // SAFETY: the verifier proves that `row` is a map value; mmap_lock is held for writing.
         unsafe {
             (*row).end = after.end;

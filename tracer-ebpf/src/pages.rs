@@ -124,9 +124,12 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
     let Some(cause) = PageCause::from_raw(cause as u8) else {
         return;
     };
-    if matches!(cause, PageCause::Departure | PageCause::WritableDeparture) {
-        // SAFETY: the verifier proves that `chunk` is a map value.
-        unsafe { (*chunk).departed_epoch = epoch };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    unsafe {
+        (*chunk).caused = 1;
+        if matches!(cause, PageCause::Departure | PageCause::WritableDeparture) {
+            (*chunk).departed_epoch = epoch;
+        }
     }
     // SAFETY: the verifier proves that `chunk` is a map value.
     store(

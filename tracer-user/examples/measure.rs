@@ -19,6 +19,9 @@ use serde::Serialize;
 const PAGE: usize = 4096;
 const PAGES: usize = 4096;
 const PAGES_IN_A_SUM: f64 = 4096.0;
+/// Of what is cleared: 128 MiB, so that the VMAs of the program itself do not count for much.
+const CLEARED_PAGES: usize = 32_768;
+const CLEARED_PAGES_IN_A_SUM: f64 = 32_768.0;
 const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
@@ -38,43 +41,54 @@ fn main() -> Result<()> {
     }
 }
 
-/// A mapping of [`PAGES`] present pages.
-struct Memory(*mut u8);
+/// A mapping of so many pages, with a page without access on each side: nothing may merge with it, because what was
+/// mapped since the last clear is not audited.
+struct Memory {
+    start: *mut u8,
+    pages: usize,
+}
 
 impl Memory {
-    fn new(flags: MapFlags) -> Result<Self> {
-        let memory = Self::untouched(flags)?;
+    fn new(flags: MapFlags, pages: usize) -> Result<Self> {
+        let memory = Self::untouched(flags, pages)?;
         memory.write();
         Ok(memory)
     }
 
-    fn untouched(flags: MapFlags) -> Result<Self> {
+    fn untouched(flags: MapFlags, pages: usize) -> Result<Self> {
+        let length = pages * PAGE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let address = unsafe {
+        let reserved =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), length + 2 * PAGE, ProtFlags::empty(), flags)? };
+        // SAFETY: within the reservation.
+        let address = unsafe { reserved.byte_add(PAGE) };
+        // SAFETY: a part of our own mapping, which nothing uses yet.
+        unsafe {
             mmap_anonymous(
-                std::ptr::null_mut(),
-                PAGES * PAGE,
+                address,
+                length,
                 ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )?
-        };
-        let memory = Self(address.cast());
-        // SAFETY: our own mapping.
-        unsafe { rustix::mm::madvise(address, PAGES * PAGE, rustix::mm::Advice::LinuxNoHugepage)? };
-        Ok(memory)
+                flags | MapFlags::FIXED,
+            )?;
+            rustix::mm::madvise(address, length, rustix::mm::Advice::LinuxNoHugepage)?;
+        }
+        Ok(Self {
+            start: address.cast(),
+            pages,
+        })
     }
 
     fn unmap(self) -> Result<()> {
         // SAFETY: our own mapping, which nobody uses after this.
-        unsafe { rustix::mm::munmap(self.0.cast(), PAGES * PAGE)? };
+        unsafe { rustix::mm::munmap(self.start.byte_sub(PAGE).cast(), (self.pages + 2) * PAGE)? };
         Ok(())
     }
 
     /// Writes one byte into each page.
     fn write(&self) {
-        for page in 0..PAGES {
+        for page in 0..self.pages {
             // SAFETY: within the mapping.
-            unsafe { self.0.add(page * PAGE).write_volatile(1) };
+            unsafe { self.start.add(page * PAGE).write_volatile(1) };
         }
     }
 }
@@ -102,7 +116,8 @@ fn rounds(setup: &str) -> Result<()> {
 }
 
 fn rounds_here(setup: &str) -> Result<()> {
-    let memory = Memory::new(MapFlags::PRIVATE)?;
+    let memory = Memory::new(MapFlags::PRIVATE, PAGES)?;
+    let large = Memory::new(MapFlags::PRIVATE, CLEARED_PAGES)?;
     let mut cost = Cost {
         setup: setup.to_owned(),
         write_ns_per_page: Vec::new(),
@@ -122,7 +137,8 @@ fn rounds_here(setup: &str) -> Result<()> {
         let start = Instant::now();
         memory.write();
         let written = start.elapsed();
-        let fresh = Memory::untouched(MapFlags::PRIVATE)?;
+        large.write();
+        let fresh = Memory::untouched(MapFlags::PRIVATE, PAGES)?;
         let start = Instant::now();
         fresh.write();
         let touched = start.elapsed();
@@ -130,10 +146,12 @@ fn rounds_here(setup: &str) -> Result<()> {
         // The first round warms up.
         if round > 0 {
             let per_page = |time: Duration| time.as_secs_f64() * 1e9 / PAGES_IN_A_SUM;
+            let per_cleared_page =
+                |time: Duration| time.as_secs_f64() * 1e9 / (PAGES_IN_A_SUM + CLEARED_PAGES_IN_A_SUM);
             cost.write_ns_per_page.push(per_page(written));
             cost.touch_ns_per_page.push(per_page(touched));
-            cost.clear_ns_per_page.push(per_page(cleared));
-            cost.idle_clear_ns_per_page.push(per_page(cleared_again));
+            cost.clear_ns_per_page.push(per_cleared_page(cleared));
+            cost.idle_clear_ns_per_page.push(per_cleared_page(cleared_again));
         }
     }
     println!("{}", serde_json::to_string(&cost)?);
@@ -244,7 +262,7 @@ const FAULTS: usize = 200_000;
 fn loss(reader: &str) -> Result<()> {
     let kprobe = Bare::attach("bare_kprobe", "do_wp_page")?;
     let fexit = Bare::attach("bare_fexit", "do_wp_page")?;
-    let memory = Memory::new(MapFlags::PRIVATE)?;
+    let memory = Memory::new(MapFlags::PRIVATE, PAGES)?;
     let stop = AtomicBool::new(false);
     let reads = AtomicU64::new(0);
     let before = (kprobe.count()?, fexit.count()?);

@@ -59,6 +59,38 @@ pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
     unsafe { (*chunk).noted_epoch == epoch }
 }
 
+/// 0 if nothing can be wrong with eight entries by what they have in common: none lets writes through, or all are soft-dirty;
+/// and if any of them was written, all are present and soft-dirty. So it is where nobody writes, and where everybody does.
+/// Without a branch for each of these.
+#[inline(always)]
+fn in_doubt(entries: *const u64, written: u64) -> u64 {
+    let (mut any, mut all) = (0u64, u64::MAX);
+    macro_rules! entries {
+        ($($offset:literal)*) => {$(
+            // SAFETY: the verifier proves that `entries` has eight words.
+            unsafe {
+                asm!(
+                    concat!("{x} = *(u64 *)({entries} + ", $offset, ")"),
+                    "{any} |= {x}",
+                    "{all} &= {x}",
+                    x = out(reg) _,
+                    entries = in(reg) entries,
+                    any = inout(reg) any,
+                    all = inout(reg) all,
+                    options(pure, readonly, nostack),
+                );
+            }
+        )*};
+    }
+    entries!(0 8 16 24 32 40 48 56);
+    const SOFT_DIRTY: u32 = PTE_SOFT_DIRTY.trailing_zeros();
+    let writable = any & !(all >> (SOFT_DIRTY - PTE_WRITE.trailing_zeros())) & PTE_WRITE;
+    let all_are_dirty = (all >> SOFT_DIRTY) & all & PTE_PRESENT;
+    writable | (written & all_are_dirty.wrapping_sub(1))
+}
+
+const _: () = assert!(PTE_PRESENT == 1);
+
 /// Eight entries: `answer` becomes negative if one of them is present, writable and not soft-dirty. `x - 1` is
 /// negative for 0 only. Written as instructions, because LLVM makes a branch of it, and the verifier then cannot
 /// follow all ways through 512 of them.
@@ -138,9 +170,27 @@ fn eight_soft_dirty(entries: *const u64) -> u64 {
 /// stack.
 #[inline(never)]
 pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, mark: u8) -> bool {
-    const EACH: u64 = 0x0101_0101_0101_0101;
     let marks = u64::from(mark) * EACH;
-    let chunk = pages::get(chunk);
+    // The choice stands outside of the loop: in it, LLVM computes with the record before it is known that there is one.
+    if let Some(chunk) = pages::get(chunk) {
+        let written = |group: usize| {
+            // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+            let word =
+                unsafe { core::ptr::read_volatile((&raw const (*chunk).written).cast::<u64>().add(group)) };
+            // A byte is 0 where the mark is that of this epoch; adding 0x7f then leaves its highest bit clear.
+            !((word ^ marks) & (EACH * 0x7f)).wrapping_add(EACH * 0x7f) & (EACH * 0x80)
+        };
+        go_over(scratch, first, last, written)
+    } else {
+        go_over(scratch, first, last, |_| 0)
+    }
+}
+
+const EACH: u64 = 0x0101_0101_0101_0101;
+
+/// `written` tells of a group which of its pages were written in this epoch: the highest bit of byte `n` for page `n`.
+#[inline(always)]
+fn go_over(scratch: &Scratch, first: u32, last: u32, written: impl Fn(usize) -> u64) -> bool {
     let mut group = below_64(u64::from(first >> 3));
     let end = below_64(u64::from(last >> 3));
     let mut answer = 0u64;
@@ -152,17 +202,11 @@ pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, mark: u8) -
         let at = below_64(group as u64);
         // SAFETY: the index is masked.
         let entries = unsafe { (&raw const scratch.entries).cast::<u64>().add(at * 8) };
-        answer = eight_entries(entries, answer);
-        if let Some(chunk) = chunk {
-            // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
-            let word =
-                unsafe { core::ptr::read_volatile((&raw const (*chunk).written).cast::<u64>().add(at)) };
-            // A byte is 0 where the mark is that of this epoch; adding 0x7f then leaves its highest bit clear.
-            let written = !((word ^ marks) & (EACH * 0x7f)).wrapping_add(EACH * 0x7f) & (EACH * 0x80);
-            if written != 0 {
-                let without_bit = written & !eight_soft_dirty(entries);
-                answer |= without_bit | without_bit.wrapping_neg();
-            }
+        let written = written(at);
+        if in_doubt(entries, written) != 0 {
+            answer = eight_entries(entries, answer);
+            let without_bit = written & !eight_soft_dirty(entries);
+            answer |= without_bit | without_bit.wrapping_neg();
         }
         group += 1;
     }
