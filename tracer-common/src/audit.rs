@@ -96,9 +96,10 @@ pub struct PagesRecord {
     pub exposed: PageSet,
     /// Of these, pages whose hardware dirty bit is set.
     pub exposed_dirty: PageSet,
-    /// Written in this epoch by a handled fault, and the bit is not there.
+    /// Written in this epoch by a handled fault, and the bit is not there; or [`Self::raced`].
     pub lost: PageSet,
-    /// Of these, pages whose write may have come before the clear took the bit.
+    /// Of these, pages whose write may have come before the clear took the bit, and writable migration entries without the
+    /// bit: on some kernels the page comes back exposed, on others soft-dirty.
     pub raced: PageSet,
     /// Moved here in this epoch (mremap), present, and the bit is not there.
     pub moved: PageSet,

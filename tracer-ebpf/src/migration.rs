@@ -1,7 +1,9 @@
 //! Writable migration entries: which of the swap types is theirs?
 //!
 //! A clear takes the soft-dirty bit from a writable migration entry and leaves it writable (`clear_soft_dirty` of
-//! `fs/proc/task_mmu.c`): the page will come back exposed. The number of their type depends on the kernel's configuration and
+//! `fs/proc/task_mmu.c`): the page comes back exposed, unless the kernel makes it
+//! dirty on that occasion (`pte_mkdirty` of `remove_migration_pte` in 6.1, `pmd_mkdirty` of `remove_migration_pmd` from 6.1 on),
+//! which sets soft-dirty as well. The number of their type depends on the kernel's configuration and
 //! is in no type information (`SWP_MIGRATION_WRITE` of `include/linux/swap.h`), so it is learnt from pages that were writable
 //! when they departed.
 

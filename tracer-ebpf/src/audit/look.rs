@@ -167,7 +167,7 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     let wanted = u64::from(tag(scratch.site.epoch));
     let marks = scratch.written[group];
     let (mut exposed, mut dirty, mut clean, mut written, mut raced) = (0u64, 0u64, 0u64, 0u64, 0u64);
-    let (mut none, mut special) = (0u64, 0u64);
+    let (mut none, mut special, mut leaves) = (0u64, 0u64, 0u64);
     let known = migration::known();
     let is_known = 1 ^ zero_as_one(known);
     // Eight copies of the same lines instead of a loop: the verifiers before 6.3 go back over every turn of a loop
@@ -182,8 +182,8 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
             clean |= is_clean << $bit;
             written |= is_written << $bit;
             raced |= ((mark >> 7) & is_written) << $bit;
-            let leaves = zero_as_one(migration::difference(entry, known)) & is_known;
-            exposed |= (((entry >> 1) & entry & is_clean) | leaves) << $bit;
+            leaves |= (zero_as_one(migration::difference(entry, known)) & is_known) << $bit;
+            exposed |= ((entry >> 1) & entry & is_clean) << $bit;
             dirty |= ((entry / PTE_DIRTY) & 1) << $bit;
             none |= zero_as_one(entry) << $bit;
             special |= ((entry / PTE_SPECIAL) & is_present) << $bit;
@@ -196,7 +196,9 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     };
     let looked_at = byte(&scratch.looked_at);
     let moved = byte(&scratch.moved) & clean & looked_at;
-    let lost = written & clean & looked_at;
+    // A migration has these in hand: what becomes of them is not known yet.
+    let lost = ((written & clean) | leaves) & looked_at;
+    raced |= leaves;
     exposed &= looked_at;
     // SAFETY: the caller's, and as above.
     unsafe {

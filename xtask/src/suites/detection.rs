@@ -301,7 +301,7 @@ mod tests {
                 .collect();
             of_row
         };
-        assert!(mine(judge(&run(63), &expected, "6.12", "auto").unwrap()).is_empty());
-        assert_eq!(mine(judge(&run(62), &expected, "6.12", "auto").unwrap()).len(), 2);
+        assert!(mine(judge(&run(63), &expected, "6.1", "auto").unwrap()).is_empty());
+        assert_eq!(mine(judge(&run(62), &expected, "6.1", "auto").unwrap()).len(), 2);
     }
 }
