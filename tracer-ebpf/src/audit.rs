@@ -15,7 +15,7 @@ use tracer_common::counters::Stage;
 use tracer_common::flags::{
     PTE_HUGE, PTE_PRESENT, PTE_WRITE, VM_HUGETLB, VM_PFNMAP, VM_SHARED, VM_SOFTDIRTY, VM_WRITE,
 };
-use tracer_common::pages::{CHUNK_SIZE, FORGET_PERIOD, PAGES, tag};
+use tracer_common::pages::{CHUNK_SIZE, FORGET_PERIOD, PAGES};
 use tracer_common::records::{Header, Kind, VERSION};
 use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::ORIGIN_CLEAR;
@@ -141,7 +141,7 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
             stage(Stage::AuditUnread);
             return;
         }
-        objects(scratch, chunk, first, last, tag(scratch.site.epoch))
+        objects(scratch, chunk, first, last, scratch.site.epoch)
     };
     let migrating = migration::known() != 0 && pages::may_be_migrating(chunk, scratch.site.epoch);
     if !objection && !migrating && !moved_here(&scratch.site, addr) {
@@ -217,8 +217,8 @@ pub fn forget_marks(birth: u64, addr: u64, end: u64, epoch: u32) {
     let number = pages::find(birth, addr);
     let Some(chunk) = pages::get(number) else { return };
     // SAFETY: the verifier proves that `chunk` is a map value.
-    let (noted, caused) = unsafe { ((*chunk).noted_epoch, (*chunk).caused) };
-    if noted != epoch && caused == 0 && !epoch.is_multiple_of(FORGET_PERIOD) {
+    let (noted, has_causes) = unsafe { ((*chunk).noted_epoch, (*chunk).caused != 0) };
+    if noted != epoch && !has_causes && !epoch.is_multiple_of(FORGET_PERIOD) {
         return;
     }
     let first = (addr >> 12) & (PAGES as u64 - 1);

@@ -5,7 +5,7 @@ use core::arch::asm;
 use tracer_common::flags::{
     PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SOFT_DIRTY, PTE_SWAP_SOFT_DIRTY, PTE_WRITE,
 };
-use tracer_common::pages::CHUNK_SIZE;
+use tracer_common::pages::{CHUNK_SIZE, tag};
 
 use super::{GROUPS, Scratch, Site};
 use crate::maps::MOVED;
@@ -56,7 +56,7 @@ pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
         return false;
     };
     // SAFETY: the verifier proves that `chunk` is a map value.
-    unsafe { (*chunk).noted_epoch == epoch }
+    unsafe { (*chunk).noted_epoch >= epoch }
 }
 
 /// 0 if nothing can be wrong with eight entries by what they have in common: none lets writes through, or all are soft-dirty;
@@ -64,6 +64,7 @@ pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
 /// Without a branch for each of these.
 #[inline(always)]
 fn in_doubt(entries: *const u64, written: u64) -> u64 {
+    const SOFT_DIRTY: u32 = PTE_SOFT_DIRTY.trailing_zeros();
     let (mut any, mut all) = (0u64, u64::MAX);
     macro_rules! entries {
         ($($offset:literal)*) => {$(
@@ -83,7 +84,6 @@ fn in_doubt(entries: *const u64, written: u64) -> u64 {
         )*};
     }
     entries!(0 8 16 24 32 40 48 56);
-    const SOFT_DIRTY: u32 = PTE_SOFT_DIRTY.trailing_zeros();
     let writable = any & !(all >> (SOFT_DIRTY - PTE_WRITE.trailing_zeros())) & PTE_WRITE;
     let all_are_dirty = (all >> SOFT_DIRTY) & all & PTE_PRESENT;
     writable | (written & all_are_dirty.wrapping_sub(1))
@@ -169,10 +169,14 @@ fn eight_soft_dirty(entries: *const u64) -> u64 {
 /// ends, so what it says of a page outside is found to be nothing later. A function of its own for its share of the
 /// stack.
 #[inline(never)]
-pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, mark: u8) -> bool {
-    let marks = u64::from(mark) * EACH;
+pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, epoch: u32) -> bool {
+    let marks = u64::from(tag(epoch)) * EACH;
     // The choice stands outside of the loop: in it, LLVM computes with the record before it is known that there is one.
-    if let Some(chunk) = pages::get(chunk) {
+    // A record in which nothing was noted since this epoch began has no mark of it either.
+    if let Some(chunk) = pages::get(chunk)
+        // SAFETY: the verifier proves that `chunk` is a map value.
+        && unsafe { (*chunk).noted_epoch } >= epoch
+    {
         let written = |group: usize| {
             // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
             let word =
