@@ -17,7 +17,7 @@ use super::scenarios::Scenario;
 use super::sys;
 
 /// How long one scenario may take. Under an emulator the slowest takes a few seconds.
-const TIME_LIMIT: Duration = Duration::from_mins(1);
+const TIME_LIMIT: Duration = Duration::from_mins(2);
 
 /// How often the end of a scenario is looked for.
 const POLL: Duration = Duration::from_millis(2);
