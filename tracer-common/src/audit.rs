@@ -96,10 +96,9 @@ pub struct PagesRecord {
     pub exposed: PageSet,
     /// Of these, pages whose hardware dirty bit is set.
     pub exposed_dirty: PageSet,
-    /// Written in this epoch by a handled fault, and the bit is not there; or [`Self::raced`].
+    /// Written in this epoch by a handled fault, and the bit is not there.
     pub lost: PageSet,
-    /// Of these, pages whose write may have come before the clear took the bit, and writable migration entries without the
-    /// bit: on some kernels the page comes back exposed, on others soft-dirty.
+    /// Of these, pages whose write may have come before the clear took the bit.
     pub raced: PageSet,
     /// Moved here in this epoch (mremap), present, and the bit is not there.
     pub moved: PageSet,

@@ -102,13 +102,11 @@ pub enum PageCause {
     /// `try_to_migrate_one`, before 5.14 `try_to_unmap_one` with `TTU_MIGRATION`: a migration takes the page out of the
     /// page table and puts a migration entry there.
     Departure = 8,
-    /// The same, and the page was writable: so is the migration entry (`make_writable_migration_entry`).
-    WritableDeparture = 9,
 }
 
 impl PageCause {
     /// Every mechanism, in the order of the discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Migration,
         Self::HugeMigration,
         Self::Ksm,
@@ -117,7 +115,6 @@ impl PageCause {
         Self::Collapse,
         Self::Uprobe,
         Self::Departure,
-        Self::WritableDeparture,
     ];
 
     /// The mechanism with this discriminant.
@@ -129,7 +126,7 @@ impl PageCause {
     /// Whether a migration of a small page did it.
     #[must_use]
     pub const fn is_migration(self) -> bool {
-        matches!(self, Self::Migration | Self::Departure | Self::WritableDeparture)
+        matches!(self, Self::Migration | Self::Departure)
     }
 
     /// The name in records for people.
@@ -144,7 +141,6 @@ impl PageCause {
             Self::Collapse => "collapse",
             Self::Uprobe => "uprobe",
             Self::Departure => "departure",
-            Self::WritableDeparture => "writable_departure",
         }
     }
 }

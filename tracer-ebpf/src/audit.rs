@@ -25,7 +25,7 @@ use self::quick::{below_64, moved_here, objects, objects_to_all};
 use crate::layout::*;
 use crate::maps::{OWN, RECORDS, SCRATCH, stage};
 use crate::memory::{Memory, Probed};
-use crate::{migration, pages, paging, rows, tracking};
+use crate::{pages, paging, rows, tracking};
 
 /// Groups of eight pages in a chunk.
 const GROUPS: usize = PAGES / 8;
@@ -143,8 +143,7 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
         }
         objects(scratch, chunk, first, last, scratch.site.epoch)
     };
-    let migrating = migration::known() != 0 && pages::may_be_migrating(chunk, scratch.site.epoch);
-    if !objection && !migrating && !moved_here(&scratch.site, addr) {
+    if !objection && !moved_here(&scratch.site, addr) {
         return;
     }
     scratch.huge = u32::from(huge);

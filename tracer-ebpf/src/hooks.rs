@@ -140,13 +140,13 @@ fn handle_mm_fault_kretprobe(context: RetProbeContext) -> u32 {
 // What destroys bits or makes entries writable, for the causes.
 
 entry_points!(remove_migration_pte_fentry remove_migration_pte_kprobe ARGS_REMOVE_MIGRATION_PTE
-    |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::arrives(vma, addr); });
+    |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::touches(vma, addr, false, PageCause::Migration); });
 
 entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
     |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS, flags: ARG_TRY_TO_UNMAP_ONE_FLAGS| { causes::unmaps(vma, address, flags as u32); });
 
 entry_points!(try_to_migrate_one_fentry try_to_migrate_one_kprobe ARGS_TRY_TO_MIGRATE_ONE
-    |vma: ARG_TRY_TO_MIGRATE_ONE_VMA, address: ARG_TRY_TO_MIGRATE_ONE_ADDRESS| { causes::departs(vma, address); });
+    |vma: ARG_TRY_TO_MIGRATE_ONE_VMA, address: ARG_TRY_TO_MIGRATE_ONE_ADDRESS| { causes::touches(vma, address, false, PageCause::Departure); });
 
 entry_points!(try_to_merge_one_page_fentry try_to_merge_one_page_kprobe ARGS_TRY_TO_MERGE_ONE_PAGE
     |vma: ARG_TRY_TO_MERGE_ONE_PAGE_VMA, page: ARG_TRY_TO_MERGE_ONE_PAGE_PAGE| { causes::merges(vma, page); });

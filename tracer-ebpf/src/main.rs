@@ -47,7 +47,6 @@ mod layout;
 mod lifetimes;
 mod maps;
 mod memory;
-mod migration;
 mod mprotects;
 mod openers;
 mod pages;

@@ -15,7 +15,7 @@ use super::{GROUPS, Scratch, WORDS};
 use crate::layout::*;
 use crate::maps::{MOVED, RECORDS, stage};
 use crate::memory::{Memory, Probed};
-use crate::{migration, pages, paging, rows, tracking};
+use crate::{pages, paging, rows, tracking};
 
 /// Looks at the pages one by one and reports what is not as it should be.
 ///
@@ -167,9 +167,7 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     let wanted = u64::from(tag(scratch.site.epoch));
     let marks = scratch.written[group];
     let (mut exposed, mut dirty, mut clean, mut written, mut raced) = (0u64, 0u64, 0u64, 0u64, 0u64);
-    let (mut none, mut special, mut leaves) = (0u64, 0u64, 0u64);
-    let known = migration::known();
-    let is_known = 1 ^ zero_as_one(known);
+    let (mut none, mut special) = (0u64, 0u64);
     // Eight copies of the same lines instead of a loop: the verifiers before 6.3 go back over every turn of a loop
     // in a program with functions, and 512 turns take them minutes.
     macro_rules! page {
@@ -182,7 +180,6 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
             clean |= is_clean << $bit;
             written |= is_written << $bit;
             raced |= ((mark >> 7) & is_written) << $bit;
-            leaves |= (zero_as_one(migration::difference(entry, known)) & is_known) << $bit;
             exposed |= ((entry >> 1) & entry & is_clean) << $bit;
             dirty |= ((entry / PTE_DIRTY) & 1) << $bit;
             none |= zero_as_one(entry) << $bit;
@@ -196,9 +193,7 @@ unsafe fn look_at_group(scratch: &Scratch, record: *mut PagesRecord, group: usiz
     };
     let looked_at = byte(&scratch.looked_at);
     let moved = byte(&scratch.moved) & clean & looked_at;
-    // A migration has these in hand: what becomes of them is not known yet.
-    let lost = ((written & clean) | leaves) & looked_at;
-    raced |= leaves;
+    let lost = written & clean & looked_at;
     exposed &= looked_at;
     // SAFETY: the caller's, and as above.
     unsafe {
