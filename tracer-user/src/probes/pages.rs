@@ -45,6 +45,10 @@ pub enum Owner {
     Unknown,
 }
 
+/// Epochs for which a record is kept that nothing is noted in. One of a page that is about to be written is given back all the
+/// same now and then, and then that is told ([`PageRecords::lost`]).
+const UNUSED: u32 = 8;
+
 /// Sweeps for which the records of an unknown address space are kept: no clear takes a minute.
 const PATIENCE: u32 = 60;
 
@@ -122,7 +126,7 @@ impl PageRecords {
             self.used += 1;
             let noted = self.noted(number);
             let old = match owner(birth) {
-                Owner::Live(newest) => newest > noted.saturating_add(1),
+                Owner::Live(newest) => newest > noted.saturating_add(UNUSED),
                 Owner::Ended => true,
                 Owner::Unknown => {
                     let sweeps = self.strangers.get(&birth).copied().unwrap_or(0);
