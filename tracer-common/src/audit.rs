@@ -96,9 +96,10 @@ pub struct PagesRecord {
     pub exposed: PageSet,
     /// Of these, pages whose hardware dirty bit is set.
     pub exposed_dirty: PageSet,
-    /// Written in this epoch by a handled fault, and the bit is not there.
+    /// Written in this epoch by a handled fault, and the bit is not there; or [`Self::raced`].
     pub lost: PageSet,
-    /// Of these, pages whose write may have come before the clear took the bit.
+    /// Of these, pages whose write may have come before the clear took the bit, and writable migration entries without the
+    /// bit: on some kernels the page comes back exposed, on others soft-dirty.
     pub raced: PageSet,
     /// Moved here in this epoch (mremap), present, and the bit is not there.
     pub moved: PageSet,
@@ -180,11 +181,16 @@ pub enum RangeCause {
     FileCollapse = 7,
     /// write(2) and its kin: at most this range of a file was changed past the page tables.
     FileWrite = 8,
+    /// A clear has met memory that soft-dirty cannot track; [`RangeRecord::detail`] is a [`crate::records::Blind`].
+    Blind = 9,
+    /// The return of a write fault was not seen, and the page is not soft-dirty any more when that comes to light:
+    /// [`RangeRecord::epoch`] is that of the fault's entry. It may have ended in the next one.
+    WriteUnreturned = 10,
 }
 
 impl RangeCause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Advice,
         Self::Remap,
         Self::FileHole,
@@ -193,6 +199,8 @@ impl RangeCause {
         Self::Protect,
         Self::FileCollapse,
         Self::FileWrite,
+        Self::Blind,
+        Self::WriteUnreturned,
     ];
 
     /// The cause with this discriminant.
@@ -271,6 +279,6 @@ mod tests {
         }
         assert_eq!(Reader::from_raw(5), None);
         assert_eq!(RangeCause::from_raw(0), None);
-        assert_eq!(RangeCause::from_raw(9), None);
+        assert_eq!(RangeCause::from_raw(11), None);
     }
 }

@@ -87,7 +87,7 @@ pub fn cause_of(mark: u8, epoch: u32) -> Option<PageCause> {
 pub enum PageCause {
     /// `remove_migration_pte`: a migration entry became a page again.
     Migration = 1,
-    /// `remove_migration_pmd`: the same for a huge page.
+    /// `remove_migration_pmd`: the same for a huge page, which one of the functions of [`Self::Departure`] took out.
     HugeMigration = 2,
     /// `try_to_merge_one_page`: KSM is about to replace the page.
     Ksm = 3,
@@ -102,11 +102,13 @@ pub enum PageCause {
     /// `try_to_migrate_one`, before 5.14 `try_to_unmap_one` with `TTU_MIGRATION`: a migration takes the page out of the
     /// page table and puts a migration entry there.
     Departure = 8,
+    /// The same, and the page was writable: so is the migration entry (`make_writable_migration_entry`).
+    WritableDeparture = 9,
 }
 
 impl PageCause {
     /// Every mechanism, in the order of the discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Migration,
         Self::HugeMigration,
         Self::Ksm,
@@ -115,6 +117,7 @@ impl PageCause {
         Self::Collapse,
         Self::Uprobe,
         Self::Departure,
+        Self::WritableDeparture,
     ];
 
     /// The mechanism with this discriminant.
@@ -126,7 +129,7 @@ impl PageCause {
     /// Whether a migration of a small page did it.
     #[must_use]
     pub const fn is_migration(self) -> bool {
-        matches!(self, Self::Migration | Self::Departure)
+        matches!(self, Self::Migration | Self::Departure | Self::WritableDeparture)
     }
 
     /// The name in records for people.
@@ -141,6 +144,7 @@ impl PageCause {
             Self::Collapse => "collapse",
             Self::Uprobe => "uprobe",
             Self::Departure => "departure",
+            Self::WritableDeparture => "writable_departure",
         }
     }
 }

@@ -99,6 +99,8 @@ pub struct ClearRecord {
     pub writes_after_read: u64,
     /// Bytes that soft-dirty cannot track, by [`Blind`].
     pub blind_bytes: [u64; Blind::ALL.len()],
+    /// Of [`Self::blind_bytes`], what direct reads under way are delivered to; where that is is not known.
+    pub direct_read_bytes: u64,
     /// 1 if the process that had opened the epoch which this clear ends was gone when it began.
     pub opener_gone: u32,
     /// 1 if the address space had ever pinned pages when the clear reached it.
@@ -138,6 +140,12 @@ impl Blind {
         Self::AioRing,
         Self::PageProtection,
     ];
+
+    /// The reason with this discriminant.
+    #[must_use]
+    pub fn from_raw(raw: u32) -> Option<Self> {
+        Self::ALL.get(raw as usize).copied()
+    }
 
     /// The label value in metrics and in JSON.
     #[must_use]

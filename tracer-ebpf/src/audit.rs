@@ -7,6 +7,7 @@
 mod look;
 pub mod pinned;
 mod quick;
+mod reread;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -25,7 +26,7 @@ use self::quick::{below_64, moved_here, objects, objects_to_all};
 use crate::layout::*;
 use crate::maps::{OWN, RECORDS, SCRATCH, stage};
 use crate::memory::{Memory, Probed};
-use crate::{pages, paging, rows, tracking};
+use crate::{migration, pages, paging, rows, tracking};
 
 /// Groups of eight pages in a chunk.
 const GROUPS: usize = PAGES / 8;
@@ -53,8 +54,10 @@ pub struct Scratch {
     range_end: u64,
     /// Where the count of pins of a compound page lies from the descriptor of its first page.
     pins_at: u64,
-    /// How many pages are pinned.
+    /// How many pages are pinned, the first of them, and the one behind the last.
     pinned: u64,
+    pinned_first: u64,
+    pinned_behind: u64,
     /// Not 0 if the page is part of a compound page.
     compound: u64,
     /// Not 0 if it could not be read whether a page is pinned.
@@ -63,12 +66,17 @@ pub struct Scratch {
     pub site: Site,
     /// First address of the chunk.
     address: u64,
+    /// Address of the entry of the page table; 0 if it is to be looked for.
+    pmd: u64,
     /// Address of the page table; 0 if there is none to read.
     table: u64,
     first: u32,
     last: u32,
+    /// Not 0 if these are all pages of the page table.
+    whole: u32,
     huge: u32,
     hole: u32,
+    padding: u32,
 }
 
 /// Who may use a scratch at the same time on one CPU: programs can be preempted by each other, each of them not
@@ -115,9 +123,9 @@ pub fn scratch(bench: Bench) -> Option<&'static mut Scratch> {
         .map(|scratch| unsafe { &mut *scratch })
 }
 
-/// Tests `[addr, end)` of the page table that `*pmd` points to.
+/// Tests `[addr, end)` of the page table that `*pmd` points to; `chunk` is the number of its record.
 #[inline(always)]
-pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
+pub fn page_table(scratch: &mut Scratch, chunk: u32, pmd: u64, addr: u64, end: u64) {
     stage(Stage::AuditChunk);
     let entry = Probed::u64(pmd, 0);
     let first = ((addr >> 12) & (PAGES as u64 - 1)) as u32;
@@ -126,7 +134,6 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
         return;
     }
     let last = (first + count - 1) & (PAGES as u32 - 1);
-    let chunk = pages::find(scratch.site.key.birth, addr);
     let huge = entry & PTE_PRESENT == 0 || entry & PTE_HUGE != 0;
     let objection = if huge {
         // One entry for all: a huge page, or one on its way elsewhere.
@@ -141,14 +148,17 @@ pub fn page_table(scratch: &mut Scratch, pmd: u64, addr: u64, end: u64) {
             stage(Stage::AuditUnread);
             return;
         }
-        objects(scratch, chunk, first, last, scratch.site.epoch)
+        (scratch.first, scratch.last) = (first, last);
+        scratch.whole = u32::from(count == PAGES as u32);
+        objects(scratch, chunk, scratch.site.epoch)
     };
-    if !objection && !moved_here(&scratch.site, addr) {
+    let migrating = migration::known() != 0 && pages::may_be_migrating(chunk, scratch.site.epoch);
+    if !objection && !migrating && !moved_here(&scratch.site, addr) {
         return;
     }
+    scratch.pmd = pmd;
     scratch.huge = u32::from(huge);
     scratch.hole = 0;
-    scratch.entries[PAGES] = entry;
     look(scratch, addr, first, last, chunk);
 }
 
@@ -190,31 +200,37 @@ pub fn hole(scratch: &mut Scratch, addr: u64, end: u64) {
     scratch.table = 0;
     scratch.huge = 0;
     scratch.hole = 1;
-    scratch.entries[PAGES] = 0;
+    scratch.pmd = 0;
     let first = ((addr >> 12) & (PAGES as u64 - 1)) as u32;
     let last = ((to.wrapping_sub(1) >> 12) & (PAGES as u64 - 1)) as u32;
     look(scratch, addr, first, last, chunk);
 }
 
-/// Leaves what `look` needs in the scratch.
+/// Looks at the pages from `first` to `last`.
 #[inline(always)]
 fn look(scratch: &mut Scratch, addr: u64, first: u32, last: u32, chunk: u32) {
     scratch.address = addr & !(CHUNK_SIZE - 1);
     scratch.first = first;
     scratch.last = last;
+    reread::marks(scratch, chunk);
+    if !reread::entries(scratch) {
+        stage(Stage::AuditUnread);
+        return;
+    }
+    reread::moved(scratch);
+    reread::migrating(scratch, chunk);
     look_at_pages(scratch, chunk);
 }
 
-/// Takes the marks of the pages in `[addr, end)` away: the clear is about to take their bits. What a mechanism has
+/// Takes the marks of the pages in `[addr, end)`, which are those of record `chunk`, away: the clear is about to take their bits. What a mechanism has
 /// done to them in the epoch that begins stays noted.
 ///
 /// Marks of writes carry their epoch, so most need not be taken away: only those made in the epoch that begins before
 /// the clear has come to their bits, and now and then all, before a number comes up again. Those of mechanisms have
 /// room for three bits of it.
 #[inline(always)]
-pub fn forget_marks(birth: u64, addr: u64, end: u64, epoch: u32) {
-    let number = pages::find(birth, addr);
-    let Some(chunk) = pages::get(number) else { return };
+pub fn forget_marks(chunk: u32, addr: u64, end: u64, epoch: u32) {
+    let Some(chunk) = pages::get(chunk) else { return };
     // SAFETY: the verifier proves that `chunk` is a map value.
     let (noted, has_causes) = unsafe { ((*chunk).noted_epoch, (*chunk).caused != 0) };
     if noted != epoch && !has_causes && !epoch.is_multiple_of(FORGET_PERIOD) {

@@ -1,11 +1,12 @@
 //! Hooks on what works on page-table entries one by one: they mark the page, so that a finding there has a name.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use tracer_common::flags::{PTE_PRESENT, PTE_PROTNONE, PTE_WRITE};
 use tracer_common::pages::PageCause;
 
 use crate::layout::*;
 use crate::memory::{Memory, Probed};
-use crate::{pages, tracking};
+use crate::{migration, pages, paging, tracking};
 
 /// A mechanism touches the page at `address` of `vma`.
 #[inline(always)]
@@ -22,6 +23,50 @@ pub fn of_mm(mm: u64, address: u64, huge: bool, cause: PageCause) {
     if tracking::anything() && tracking::perhaps::<Probed>(mm) {
         pages::mark_cause(mm, address, huge, cause as u32);
     }
+}
+
+/// A migration is about to take the page at `address` of `vma` out of the page table.
+#[inline(always)]
+pub fn departs(vma: u64, address: u64) {
+    if !tracking::anything() {
+        return;
+    }
+    let mm = Probed::u64(vma, VMA_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    let (mut huge, mut cause) = (false, PageCause::Departure);
+    if let Some(leaf) = paging::leaf(mm, address) {
+        huge = leaf.huge;
+        if huge {
+            cause = PageCause::HugeMigration;
+        } else if leaf.entry & PTE_WRITE != 0 {
+            cause = PageCause::WritableDeparture;
+        }
+    }
+    pages::mark_cause(mm, address, huge, cause as u32);
+}
+
+/// `remove_migration_pte(folio, vma, addr, arg)`: the migration entry gives way to the page. The entry of a page that
+/// departed writable is a writable one, and shows the type of those.
+#[inline(always)]
+pub fn arrives(vma: u64, address: u64) {
+    if !tracking::anything() {
+        return;
+    }
+    let mm = Probed::u64(vma, VMA_MM.load());
+    if !tracking::perhaps::<Probed>(mm) {
+        return;
+    }
+    if pages::departed_writable(mm, address)
+        && let Some(entry) = paging::entry(mm, address)
+        && !entry.huge
+        && entry.entry & (PTE_PRESENT | PTE_PROTNONE) == 0
+        && entry.entry != 0
+    {
+        migration::learn(entry.entry);
+    }
+    pages::mark_cause(mm, address, false, PageCause::Migration as u32);
 }
 
 /// `remove_migration_pmd(pvmw, new)`: the same for a huge page.
@@ -42,7 +87,7 @@ pub fn unmaps(vma: u64, address: u64, flags: u32) {
         return;
     }
     if flags & TTU_MIGRATION_MASK.load() != 0 {
-        touches(vma, address, false, PageCause::Departure);
+        departs(vma, address);
         return;
     }
     let collapses = tracking::collapsing() == bpf_get_current_pid_tgid();

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use aya_log_ebpf::debug;
-use tracer_common::audit::Reader;
+use tracer_common::audit::{RangeCause, RangeRecord, Reader};
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
 use tracer_common::records::{
@@ -17,9 +17,9 @@ use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 use crate::audit::{self, Bench, Site, pinned};
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{CLEARS, FRESH, send, stage};
+use crate::maps::{CLEARS, FRESH, RECORDS, send, stage};
 use crate::memory::{Memory, Probed};
-use crate::{direct, files, openers, rows, tracking};
+use crate::{direct, files, openers, pages, rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
 const SOFT_DIRTY: u32 = 4;
@@ -37,6 +37,9 @@ pub struct ClearUnderWay {
     /// Bytes that direct reads had delivered when the walk began.
     reads_completed: u64,
     blind_bytes: [u64; Blind::ALL.len()],
+    /// Pinned pages that were not told yet: the newest run of them, or several runs and what lies between them.
+    pinned_start: u64,
+    pinned_end: u64,
     audited_vmas: u32,
     read_epoch: u32,
     /// Whether the VMA that the walk is in was armed before.
@@ -57,8 +60,12 @@ pub struct ClearUnderWay {
     origin: u32,
     /// Whether the process that made the clear before this one has ended.
     opener_gone: u32,
-    padding_after: u32,
+    /// Runs of pinned pages that were told.
+    pinned_runs: u32,
 }
+
+/// So many runs of pinned pages are told one by one.
+const PINNED_RUNS: u32 = 64;
 
 /// The entry of `clear_refs_write(file, buf, …)`.
 #[inline(always)]
@@ -150,6 +157,7 @@ pub fn reached_vma(walk: u64) {
     let blind = blind_because(&key, vma);
     if let Some(sum) = clear.blind_bytes.get_mut(blind as usize & 7) {
         *sum += end - key.start;
+        tell_blind(clear, blind, key.start, end);
     }
     files::mapped(&key, vma, clear.first_walk_ns);
     let number = rows::find_or_create(&key, vma);
@@ -218,14 +226,19 @@ pub fn reached_pages(pmd: u64, addr: u64, end: u64) {
     if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
         return;
     }
+    let mut chunk = pages::find(clear.birth, addr);
     if clear.audit != 0
         && let Some(scratch) = audit::scratch(Bench::Clear)
     {
         clear.audited_pages += end.wrapping_sub(addr) >> 12;
         scratch.site = clear.site;
-        audit::page_table(scratch, pmd, addr, end);
+        audit::page_table(scratch, chunk, pmd, addr, end);
     }
-    audit::forget_marks(clear.birth, addr, end, clear.epoch);
+    if chunk == pages::NONE {
+        // A write may have made one meanwhile.
+        chunk = pages::find(clear.birth, addr);
+    }
+    audit::forget_marks(chunk, addr, end, clear.epoch);
 }
 
 /// The same moment: which of these pages are pinned. A program of its own, see [`pinned`].
@@ -239,7 +252,47 @@ pub fn looks_for_pins(pmd: u64, addr: u64, end: u64) {
     if clear.status != CLEAR_TRACKED || clear.first_walk_ns == 0 {
         return;
     }
-    clear.blind_bytes[Blind::Pinned as usize] += pinned::bytes(clear.mm, clear.flags, pmd, addr, end);
+    let Some(pinned) = pinned::pages(clear.mm, clear.flags, pmd, addr, end) else {
+        return;
+    };
+    clear.blind_bytes[Blind::Pinned as usize] += pinned.bytes;
+    if clear.pinned_end != pinned.start && clear.pinned_end != 0 && clear.pinned_runs < PINNED_RUNS {
+        tell_blind(clear, Blind::Pinned as u32, clear.pinned_start, clear.pinned_end);
+        clear.pinned_runs += 1;
+        clear.pinned_end = 0;
+    }
+    if clear.pinned_end == 0 {
+        clear.pinned_start = pinned.start;
+    }
+    clear.pinned_end = pinned.end;
+}
+
+/// Tells where the clear met memory that soft-dirty cannot track.
+#[inline(always)]
+fn tell_blind(clear: &ClearUnderWay, blind: u32, start: u64, end: u64) {
+    let Some(mut reserved) = RECORDS.reserve::<RangeRecord>(0) else {
+        stage(Stage::RingFull);
+        return;
+    };
+    reserved.write(RangeRecord {
+        header: Header {
+            kind: Kind::Range as u16,
+            version: VERSION,
+            size: size_of::<RangeRecord>() as u32,
+            // SAFETY: the helper has no preconditions.
+            time_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        birth: clear.birth,
+        start,
+        length: end.wrapping_sub(start),
+        from: 0,
+        from_length: 0,
+        epoch: clear.epoch,
+        cause: RangeCause::Blind as u32,
+        detail: blind,
+        initial_tid: bpf_get_current_pid_tgid() as u32,
+    });
+    reserved.submit(0);
 }
 
 #[inline(always)]
@@ -309,6 +362,9 @@ fn finish(clear: &ClearUnderWay, result: i64) {
     {
         // SAFETY: the verifier proves that `tracked` is a map value.
         unsafe { (*tracked).boundary = Boundary::complete(clear.epoch) };
+        if clear.pinned_end != 0 {
+            tell_blind(clear, Blind::Pinned as u32, clear.pinned_start, clear.pinned_end);
+        }
     }
     if clear.first_walk_ns == 0 && !asked_for_soft_dirty(clear.buffer) {
         return;
@@ -346,8 +402,8 @@ fn finish(clear: &ClearUnderWay, result: i64) {
         ever_pinned: clear.ever_pinned,
         ..ClearRecord::default()
     };
-    record.blind_bytes[Blind::Pinned as usize] +=
-        direct::submitted(clear.mm).wrapping_sub(clear.reads_completed);
+    record.direct_read_bytes = direct::submitted(clear.mm).wrapping_sub(clear.reads_completed);
+    record.blind_bytes[Blind::Pinned as usize] += record.direct_read_bytes;
     debug!(
         (),
         "a clear of address space {} opened epoch {}, {} VMAs", record.birth, record.epoch, record.vmas

@@ -11,7 +11,7 @@ use crate::audit::{self, Bench};
 use crate::files::{self, Place};
 use crate::layout::*;
 use crate::memory::{Arguments, Direct, Memory, Probed, bit, trampoline_value};
-use crate::{calls, causes, clears, direct, tracking, writes};
+use crate::{calls, causes, clears, direct, pages, tracking, writes};
 
 /// Two entry points of one body: a fentry program and a kprobe program, with the arguments of the function that
 /// the layout found.
@@ -73,7 +73,8 @@ entry_points!(clear_refs_pte_range_pins_fentry clear_refs_pte_range_pins_kprobe 
 entry_points!(pagemap_pmd_range_fentry pagemap_pmd_range_kprobe ARGS_PAGEMAP_PMD_RANGE
 |pmd: ARG_PAGEMAP_PMD_RANGE_PMD, addr: ARG_PAGEMAP_PMD_RANGE_ADDR, end: ARG_PAGEMAP_PMD_RANGE_END, walk: ARG_PAGEMAP_PMD_RANGE_WALK| {
     if let Some(scratch) = audit::told(Bench::Pagemap, Reader::Pagemap, walk, addr) {
-        audit::page_table(scratch, pmd, addr, end);
+        let chunk = pages::find(scratch.site.key.birth, addr);
+        audit::page_table(scratch, chunk, pmd, addr, end);
     }
 });
 
@@ -87,7 +88,8 @@ entry_points!(pagemap_pte_hole_fentry pagemap_pte_hole_kprobe ARGS_PAGEMAP_PTE_H
 entry_points!(pagemap_scan_pmd_entry_fentry pagemap_scan_pmd_entry_kprobe ARGS_PAGEMAP_SCAN_PMD_ENTRY
 |pmd: ARG_PAGEMAP_SCAN_PMD_ENTRY_PMD, start: ARG_PAGEMAP_SCAN_PMD_ENTRY_START, end: ARG_PAGEMAP_SCAN_PMD_ENTRY_END, walk: ARG_PAGEMAP_SCAN_PMD_ENTRY_WALK| {
     if let Some(scratch) = audit::told(Bench::Scan, Reader::Scan, walk, start) {
-        audit::page_table(scratch, pmd, start, end);
+        let chunk = pages::find(scratch.site.key.birth, start);
+        audit::page_table(scratch, chunk, pmd, start, end);
     }
 });
 
@@ -140,13 +142,13 @@ fn handle_mm_fault_kretprobe(context: RetProbeContext) -> u32 {
 // What destroys bits or makes entries writable, for the causes.
 
 entry_points!(remove_migration_pte_fentry remove_migration_pte_kprobe ARGS_REMOVE_MIGRATION_PTE
-    |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::touches(vma, addr, false, PageCause::Migration); });
+    |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::arrives(vma, addr); });
 
 entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
     |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS, flags: ARG_TRY_TO_UNMAP_ONE_FLAGS| { causes::unmaps(vma, address, flags as u32); });
 
 entry_points!(try_to_migrate_one_fentry try_to_migrate_one_kprobe ARGS_TRY_TO_MIGRATE_ONE
-    |vma: ARG_TRY_TO_MIGRATE_ONE_VMA, address: ARG_TRY_TO_MIGRATE_ONE_ADDRESS| { causes::touches(vma, address, false, PageCause::Departure); });
+    |vma: ARG_TRY_TO_MIGRATE_ONE_VMA, address: ARG_TRY_TO_MIGRATE_ONE_ADDRESS| { causes::departs(vma, address); });
 
 entry_points!(try_to_merge_one_page_fentry try_to_merge_one_page_kprobe ARGS_TRY_TO_MERGE_ONE_PAGE
     |vma: ARG_TRY_TO_MERGE_ONE_PAGE_VMA, page: ARG_TRY_TO_MERGE_ONE_PAGE_PAGE| { causes::merges(vma, page); });

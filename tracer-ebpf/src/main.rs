@@ -47,6 +47,7 @@ mod layout;
 mod lifetimes;
 mod maps;
 mod memory;
+mod migration;
 mod mprotects;
 mod openers;
 mod pages;

@@ -127,7 +127,10 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
     // SAFETY: the verifier proves that `chunk` is a map value.
     unsafe {
         (*chunk).caused = 1;
-        if cause == PageCause::Departure {
+        if matches!(
+            cause,
+            PageCause::Departure | PageCause::WritableDeparture | PageCause::HugeMigration
+        ) {
             (*chunk).departed_epoch = epoch;
         }
     }
@@ -138,6 +141,31 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
         huge,
         cause_mark(cause, epoch),
     );
+}
+
+/// Whether a migration took the page at `address` out of the page table in this epoch, and it was writable.
+#[inline(never)]
+pub fn departed_writable(mm: u64, address: u64) -> bool {
+    let Some(tracked) = tracking::get(mm) else {
+        return false;
+    };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe {
+        let tracked = &*tracked;
+        (tracked.birth, tracked.boundary.epoch_of(address, tracked.epoch))
+    };
+    let Some(chunk) = get(find(birth, address)) else {
+        return false;
+    };
+    let page = (address >> 12) as usize & (PAGES - 1);
+    // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+    let mark = unsafe {
+        (&raw const (*chunk).causes)
+            .cast::<u8>()
+            .add(page)
+            .read_volatile()
+    };
+    mark == cause_mark(PageCause::WritableDeparture, epoch)
 }
 
 /// Whether migrations took pages of this chunk out of the page table in `epoch` or the one before: their entries may be there

@@ -111,27 +111,7 @@ pub fn leaf(mm: u64, address: u64) -> Option<Leaf> {
 /// The entry that maps `address`, or the one of its page table that does not.
 #[inline(always)]
 pub fn entry(mm: u64, address: u64) -> Option<Leaf> {
-    if direct_map() == 0 {
-        return None;
-    }
-    let mut table = Probed::u64(mm, MM_PGD.load());
-    // SAFETY: a plain load of a word of ours.
-    if unsafe { core::ptr::read_volatile(PAGING.five_levels.get()) } != 0 {
-        let entry = step(table, address, 48);
-        if entry & PTE_PRESENT == 0 {
-            return None;
-        }
-        table = table_of(entry);
-    }
-    let entry = step(table, address, 39);
-    if entry & PTE_PRESENT == 0 {
-        return None;
-    }
-    let entry = step(table_of(entry), address, 30);
-    if entry & PTE_PRESENT == 0 || entry & PTE_HUGE != 0 {
-        return None;
-    }
-    let entry = step(table_of(entry), address, 21);
+    let entry = middle(mm, address);
     if entry & PTE_PRESENT == 0 {
         return None;
     }
@@ -140,4 +120,30 @@ pub fn entry(mm: u64, address: u64) -> Option<Leaf> {
     }
     let entry = step(table_of(entry), address, 12);
     Some(Leaf { entry, huge: false })
+}
+
+/// The entry of the page table of `address`, or of the huge page there (PMD); 0 if there is none.
+#[inline(always)]
+pub fn middle(mm: u64, address: u64) -> u64 {
+    if direct_map() == 0 {
+        return 0;
+    }
+    let mut table = Probed::u64(mm, MM_PGD.load());
+    // SAFETY: a plain load of a word of ours.
+    if unsafe { core::ptr::read_volatile(PAGING.five_levels.get()) } != 0 {
+        let entry = step(table, address, 48);
+        if entry & PTE_PRESENT == 0 {
+            return 0;
+        }
+        table = table_of(entry);
+    }
+    let entry = step(table, address, 39);
+    if entry & PTE_PRESENT == 0 {
+        return 0;
+    }
+    let entry = step(table_of(entry), address, 30);
+    if entry & PTE_PRESENT == 0 || entry & PTE_HUGE != 0 {
+        return 0;
+    }
+    step(table_of(entry), address, 21)
 }

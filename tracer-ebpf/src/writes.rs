@@ -1,14 +1,17 @@
 //! Which pages were written: every write fault that the kernel has handled, page by page.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use tracer_common::audit::{RangeCause, RangeRecord};
 use tracer_common::counters::Stage;
 use tracer_common::flags::{PTE_SOFT_DIRTY, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY};
 use tracer_common::pages::{RACED, tag};
+use tracer_common::records::{Header, Kind, VERSION};
 use tracer_common::tracked::Tracked;
-use tracer_common::writes::WRITE_SLOTS;
+use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 use crate::layout::*;
-use crate::maps::{UNDER_WAY, add, stage};
+use crate::maps::{RECORDS, UNDER_WAY, add, stage};
 use crate::memory::{Memory, Probed};
 use crate::{pages, paging, tracking};
 
@@ -31,7 +34,7 @@ pub fn entered(vma: u64, address: u64) {
     if slot.thread != 0 {
         // This thread's last return was skipped, because the kernel had no instance of the return probe left for it; or the
         // slot is another thread's, which will not find its note.
-        late(slot.mm, slot.birth, slot.address);
+        late(slot);
     }
     slot.vma = vma;
     slot.address = address;
@@ -57,19 +60,51 @@ pub fn left(answer: u32) {
     returned::<Probed>(slot.vma, slot.address, answer);
 }
 
-/// A write whose return was not seen. If the page is soft-dirty nothing is lost: the mark comes late, that is all.
+/// A write whose return was not seen. If the page is soft-dirty in the same epoch nothing is lost: the mark comes late, that is
+/// all.
 #[inline(never)]
-fn late(mm: u64, birth: u64, address: u64) {
-    let Some(tracked) = tracking::get(mm) else { return };
+fn late(slot: &WriteUnderWay) {
+    let Some(tracked) = tracking::get(slot.mm) else {
+        return;
+    };
     // SAFETY: the verifier proves that `tracked` is a map value.
     let tracked = unsafe { &mut *tracked };
-    if tracked.birth != birth {
+    if tracked.birth != slot.birth {
         return;
     }
-    let epoch = tracked.boundary.epoch_of(address, tracked.epoch);
-    if epoch != 0 && !mark(tracked, mm, address, epoch) {
+    let epoch = tracked.boundary.epoch_of(slot.address, tracked.epoch);
+    // In another epoch the bit may be that of a later write.
+    if epoch != 0 && !(mark(tracked, slot.mm, slot.address, epoch) && epoch == slot.epoch) {
         stage(Stage::WriteSlotTaken);
+        tell_unreturned(slot);
     }
+}
+
+#[inline(always)]
+fn tell_unreturned(slot: &WriteUnderWay) {
+    let Some(mut reserved) = RECORDS.reserve::<RangeRecord>(0) else {
+        stage(Stage::RingFull);
+        return;
+    };
+    reserved.write(RangeRecord {
+        header: Header {
+            kind: Kind::Range as u16,
+            version: VERSION,
+            size: size_of::<RangeRecord>() as u32,
+            // SAFETY: the helper has no preconditions.
+            time_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        birth: slot.birth,
+        start: slot.address & !0xfff,
+        length: 0x1000,
+        from: 0,
+        from_length: 0,
+        epoch: slot.epoch,
+        cause: RangeCause::WriteUnreturned as u32,
+        detail: 0,
+        initial_tid: slot.thread as u32,
+    });
+    reserved.submit(0);
 }
 
 /// The return of `handle_mm_fault(vma, address, flags, regs)` for a write.

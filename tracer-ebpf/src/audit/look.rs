@@ -4,23 +4,18 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use tracer_common::audit::{MOVED_RANGES, PagesRecord};
+use tracer_common::audit::PagesRecord;
 use tracer_common::counters::Stage;
-use tracer_common::flags::{PTE_DIRTY, PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SPECIAL};
-use tracer_common::pages::{PAGES, PageSet, TAG_MASK, tag};
+use tracer_common::flags::{PTE_DIRTY, PTE_HUGE, PTE_PROTNONE, PTE_SPECIAL};
+use tracer_common::pages::{PageSet, TAG_MASK, tag};
 use tracer_common::records::{Header, Kind, VERSION};
 
 use super::quick::zero_as_one;
 use super::{GROUPS, Scratch, WORDS};
-use crate::layout::*;
-use crate::maps::{MOVED, RECORDS, stage};
-use crate::memory::{Memory, Probed};
-use crate::{pages, paging, rows, tracking};
+use crate::maps::{RECORDS, stage};
+use crate::{pages, rows};
 
-/// Looks at the pages one by one and reports what is not as it should be.
-///
-/// First the marks of writes are copied, then the entries are read again: the bit is in an entry before its mark
-/// is made, so a mark without a bit means that the bit was taken away.
+/// Looks at the pages one by one, as [`reread`](super::reread) has found them, and reports what is not as it should be.
 #[inline(never)]
 pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
     let Some(mut reserved) = RECORDS.reserve::<PagesRecord>(0) else {
@@ -28,49 +23,22 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
         return 0;
     };
     let record = reserved.as_mut_ptr();
-    let mut stale = true;
+    // SAFETY: `record` is reserved memory.
+    let copy = unsafe { (&raw mut (*record).causes).cast::<u64>() };
     if let Some(chunk) = pages::get(chunk) {
-        // SAFETY: the verifier proves that `chunk` is a map value and `record` is reserved memory.
-        unsafe {
-            stale = (*chunk).stale != 0;
-            let written = (&raw const (*chunk).written).cast::<u64>();
-            let causes = (&raw const (*chunk).causes).cast::<u64>();
-            let copy = (&raw mut (*record).causes).cast::<u64>();
-            for index in 0..GROUPS {
-                scratch.written[index] = core::ptr::read_volatile(written.add(index));
+        for index in 0..GROUPS {
+            // SAFETY: the verifier proves that `chunk` is a map value; as above.
+            unsafe {
+                let causes = (&raw const (*chunk).causes).cast::<u64>();
                 core::ptr::write_volatile(copy.add(index), core::ptr::read_volatile(causes.add(index)));
             }
         }
     } else {
-        // SAFETY: as above.
-        unsafe {
-            let copy = (&raw mut (*record).causes).cast::<u64>();
-            for index in 0..GROUPS {
-                core::ptr::write_volatile(copy.add(index), 0);
-            }
-        }
-    }
-    if stale {
         for index in 0..GROUPS {
-            zero(&mut scratch.written[index]);
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(copy.add(index), 0) };
         }
     }
-    if scratch.table == 0 {
-        let mut entry = scratch.entries[PAGES];
-        // Present in the sense of `pmd_present`; `PTE_PROTNONE` is the bit above `PTE_HUGE`.
-        entry |= (entry & PTE_HUGE) << 1;
-        if entry & PTE_PRESENT != 0 && is_huge_zero(entry) {
-            entry |= PTE_SPECIAL;
-        }
-        for index in 0..PAGES {
-            scratch.entries[index] = entry;
-        }
-    } else if !paging::copy((&raw mut scratch.entries).cast(), 4096, scratch.table) {
-        stage(Stage::AuditUnread);
-        reserved.discard(0);
-        return 0;
-    }
-    moved_pages(scratch);
     let (first, last) = (u64::from(scratch.first), u64::from(scratch.last));
     for word in 0..WORDS {
         scratch.looked_at[word] = bits_below(last + 1, word) & !bits_below(first, word);
@@ -115,48 +83,6 @@ pub fn look_at_pages(scratch: &mut Scratch, chunk: u32) -> u64 {
 }
 
 const _: () = assert!(PTE_PROTNONE == PTE_HUGE << 1);
-
-#[inline(always)]
-fn is_huge_zero(entry: u64) -> bool {
-    let symbol = HUGE_ZERO_PFN.load();
-    // A PMD entry of a huge page has a bit of its own (PAT) where the frame of a PTE begins.
-    symbol != 0 && paging::frame_of(entry) & !1 == Probed::u64(symbol, 0)
-}
-
-/// Stores a 0, but not as a part of a memset: a call of it takes a share of the stack.
-#[inline(always)]
-fn zero(word: &mut u64) {
-    // SAFETY: a reference is valid and aligned.
-    unsafe { core::ptr::write_volatile(word, 0) };
-}
-
-/// Which pages of the chunk were moved here in this epoch.
-#[inline(always)]
-fn moved_pages(scratch: &mut Scratch) {
-    for word in 0..WORDS {
-        zero(&mut scratch.moved[word]);
-    }
-    if !tracking::anything_moved() {
-        return;
-    }
-    let Some(moved) = MOVED.get_ptr(scratch.site.key.birth) else {
-        return;
-    };
-    // SAFETY: the verifier proves that `moved` is a map value.
-    let moved = unsafe { &*moved };
-    if moved.epoch != scratch.site.epoch {
-        return;
-    }
-    for range in 0..MOVED_RANGES {
-        // As numbers of pages from the beginning of the chunk; those before it are negative.
-        let [start, end] = moved.ranges[range];
-        let page = |address: u64| (address.wrapping_sub(scratch.address).cast_signed() >> 12).cast_unsigned();
-        let (start, end) = (page(start), page(end));
-        for word in 0..WORDS {
-            scratch.moved[word] |= bits_below(end, word) & !bits_below(start, word);
-        }
-    }
-}
 
 /// Looks at the eight pages of a group. Returns 0 if nothing is to be reported of them.
 ///
@@ -288,7 +214,7 @@ fn lacks_bit(entry: u64) -> u64 {
 /// The pages of a word of a set that lie before the page with this number, as bits. Without a branch: between 0 and
 /// 64 by the sign of a difference, and the shift in two halves, since a shift by 64 is one by 0.
 #[inline(always)]
-fn bits_below(page: u64, word: usize) -> u64 {
+pub fn bits_below(page: u64, word: usize) -> u64 {
     let mut count = page.wrapping_sub(word as u64 * 64);
     // SAFETY: arithmetic on registers.
     unsafe {

@@ -10,7 +10,7 @@ use tracer_common::flags::{
     MMF_HAS_PINNED, PIN_BIAS, PTE_HUGE, PTE_PRESENT, PTE_PROTNONE, PTE_SPECIAL, VM_MAYWRITE, VM_SHARED,
     VM_WRITE,
 };
-use tracer_common::pages::PAGES;
+use tracer_common::pages::{CHUNK_SIZE, PAGES};
 
 use super::{Bench, DESCRIPTOR, Scratch, scratch};
 use crate::layout::*;
@@ -28,36 +28,45 @@ pub fn ever(mm: u64) -> bool {
     Probed::u64(mm, MM_FLAGS.load()) & MMF_HAS_PINNED != 0
 }
 
-/// Bytes of `[addr, end)`, which `*pmd` maps in a VMA with these flags, that are pinned and that a clear is blind for.
+/// Pinned pages within one chunk.
+pub struct Pinned {
+    pub bytes: u64,
+    /// Of the first one.
+    pub start: u64,
+    /// Behind the last one.
+    pub end: u64,
+}
+
+/// What of `[addr, end)`, which `*pmd` maps in a VMA with these flags, is pinned, so that a clear is blind for it.
 #[inline(always)]
-pub fn bytes(mm: u64, flags: u64, pmd: u64, addr: u64, end: u64) -> u64 {
+pub fn pages(mm: u64, flags: u64, pmd: u64, addr: u64, end: u64) -> Option<Pinned> {
     /// What makes an entry one that is present (`pmd_present`).
     const THERE: u64 = PTE_PRESENT | PTE_PROTNONE | PTE_HUGE;
     if flags & (VM_WRITE | VM_MAYWRITE) == 0 || !ever(mm) {
-        return 0;
+        return None;
     }
     let entry = Probed::u64(pmd, 0);
     let huge = entry & PTE_HUGE != 0;
     if entry == 0 || (entry & THERE != 0 && !huge && flags & VM_SHARED == 0) {
-        return 0;
+        return None;
     }
     let Some(scratch) = scratch(Bench::Pins) else {
         stage(Stage::PinsUnread);
-        return 0;
+        return None;
     };
     let pins_at = pincount();
     scratch.pins_at = u64::from(pins_at);
     // Without `THERE` it is a huge page on its way elsewhere.
     if entry & THERE == 0 || paging::descriptors() == 0 || pins_at == ABSENT {
         stage(Stage::PinsUnread);
-        return 0;
+        return None;
     }
     if huge {
-        return if huge_page(scratch, entry) {
-            end.wrapping_sub(addr)
-        } else {
-            0
-        };
+        return huge_page(scratch, entry).then_some(Pinned {
+            bytes: end.wrapping_sub(addr),
+            start: addr,
+            end,
+        });
     }
     let count = end.wrapping_sub(addr) >> 12;
     let first = (addr >> 12) & (PAGES as u64 - 1);
@@ -65,9 +74,18 @@ pub fn bytes(mm: u64, flags: u64, pmd: u64, addr: u64, end: u64) -> u64 {
     put(&mut scratch.range_end, first.wrapping_add(count));
     if !paging::copy((&raw mut scratch.entries).cast(), 4096, paging::table_of(entry)) {
         stage(Stage::PinsUnread);
-        return 0;
+        return None;
     }
-    small_pages(scratch) << 12
+    small_pages(scratch);
+    if get(&scratch.pinned) == 0 {
+        return None;
+    }
+    let chunk = addr & !(CHUNK_SIZE - 1);
+    Some(Pinned {
+        bytes: get(&scratch.pinned) << 12,
+        start: chunk + (get(&scratch.pinned_first) << 12),
+        end: chunk + (get(&scratch.pinned_behind) << 12),
+    })
 }
 
 /// Where the count of pins of a compound page lies from the descriptor of its first page; [`ABSENT`] if nowhere.
@@ -114,7 +132,7 @@ fn huge_page(scratch: &mut Scratch, entry: u64) -> bool {
 /// in this program but itself, since up to 6.2 the verifier follows every way in a program with functions
 /// (`mark_chain_precision`).
 #[inline(always)]
-fn small_pages(scratch: &mut Scratch) -> u64 {
+fn small_pages(scratch: &mut Scratch) {
     put(&mut scratch.unread, 0);
     put(&mut scratch.pinned, 0);
     for page in 0..PAGES {
@@ -132,13 +150,19 @@ fn small_pages(scratch: &mut Scratch) -> u64 {
         }
         // Special entries have no descriptor (`vm_normal_page`), so nobody can pin what they map.
         if entry & PTE_SPECIAL == 0 {
+            let before = get(&scratch.pinned);
             look_at(scratch, frame_of(entry));
+            if get(&scratch.pinned) != before {
+                put(&mut scratch.pinned_behind, page as u64 + 1);
+                if before == 0 {
+                    put(&mut scratch.pinned_first, page as u64);
+                }
+            }
         }
     }
     if get(&scratch.unread) != 0 {
         stage(Stage::PinsUnread);
     }
-    get(&scratch.pinned)
 }
 
 /// The number of the page frame in an entry.

@@ -59,43 +59,58 @@ pub fn objects_to_all(entry: u64, chunk: u32, epoch: u32) -> bool {
     unsafe { (*chunk).noted_epoch >= epoch }
 }
 
-/// 0 if nothing can be wrong with eight entries by what they have in common: none lets writes through, or all are soft-dirty;
-/// and if any of them was written, all are present and soft-dirty. So it is where nobody writes, and where everybody does.
-/// Without a branch for each of these.
+/// One instruction more for each of eight entries: `or` or `and`, without a branch.
+macro_rules! of_eight {
+    ($operator:literal $entries:ident $sum:ident $($offset:literal)*) => {$(
+        // SAFETY: the verifier proves that `entries` has eight words.
+        unsafe {
+            asm!(
+                concat!("{x} = *(u64 *)({entries} + ", $offset, ")"),
+                concat!("{sum} ", $operator, " {x}"),
+                x = out(reg) _,
+                entries = in(reg) $entries,
+                sum = inout(reg) $sum,
+                options(pure, readonly, nostack),
+            );
+        }
+    )*};
+}
+
+/// What `sum` or any of eight entries has.
 #[inline(always)]
-fn in_doubt(entries: *const u64, written: u64) -> u64 {
-    const SOFT_DIRTY: u32 = PTE_SOFT_DIRTY.trailing_zeros();
-    let (mut any, mut all) = (0u64, u64::MAX);
-    macro_rules! entries {
-        ($($offset:literal)*) => {$(
-            // SAFETY: the verifier proves that `entries` has eight words.
-            unsafe {
-                asm!(
-                    concat!("{x} = *(u64 *)({entries} + ", $offset, ")"),
-                    "{any} |= {x}",
-                    "{all} &= {x}",
-                    x = out(reg) _,
-                    entries = in(reg) entries,
-                    any = inout(reg) any,
-                    all = inout(reg) all,
-                    options(pure, readonly, nostack),
-                );
-            }
-        )*};
-    }
-    entries!(0 8 16 24 32 40 48 56);
-    let writable = any & !(all >> (SOFT_DIRTY - PTE_WRITE.trailing_zeros())) & PTE_WRITE;
-    let all_are_dirty = (all >> SOFT_DIRTY) & all & PTE_PRESENT;
-    writable | (written & all_are_dirty.wrapping_sub(1))
+fn any_of_eight(entries: *const u64, mut sum: u64) -> u64 {
+    of_eight!("|=" entries sum 0 8 16 24 32 40 48 56);
+    sum
+}
+
+/// What `sum` and all of eight entries have.
+#[inline(always)]
+fn all_of_eight(entries: *const u64, mut sum: u64) -> u64 {
+    of_eight!("&=" entries sum 0 8 16 24 32 40 48 56);
+    sum
+}
+
+/// Not 0 if an entry may let writes through without being soft-dirty, by what any and all of them have.
+#[inline(always)]
+fn may_be_exposed(any: u64, all: u64) -> u64 {
+    const TO_WRITE: u32 = PTE_SOFT_DIRTY.trailing_zeros() - PTE_WRITE.trailing_zeros();
+    any & !(all >> TO_WRITE) & PTE_WRITE
+}
+
+/// All bits set, unless all are present and soft-dirty: then none of them can have lost a bit.
+#[inline(always)]
+fn may_have_lost_bits(all: u64) -> u64 {
+    ((all >> PTE_SOFT_DIRTY.trailing_zeros()) & all & PTE_PRESENT).wrapping_sub(1)
 }
 
 const _: () = assert!(PTE_PRESENT == 1);
 
-/// Eight entries: `answer` becomes negative if one of them is present, writable and not soft-dirty. `x - 1` is
+/// Of eight entries: negative if one of them is present, writable and not soft-dirty. `x - 1` is
 /// negative for 0 only. Written as instructions, because LLVM makes a branch of it, and the verifier then cannot
 /// follow all ways through 512 of them.
 #[inline(always)]
-fn eight_entries(entries: *const u64, mut answer: u64) -> u64 {
+fn eight_entries(entries: *const u64) -> u64 {
+    let mut answer = 0u64;
     macro_rules! entry {
         ($offset:literal) => {
             // SAFETY: the verifier proves that `entries` has eight words.
@@ -165,11 +180,11 @@ fn eight_soft_dirty(entries: *const u64) -> u64 {
     lanes
 }
 
-/// The quick test of the entries from page `first` to page `last`; goes to the next multiple of eight at both
+/// The quick test of the entries from page `scratch.first` to page `scratch.last`; goes to the next multiple of eight at both
 /// ends, so what it says of a page outside is found to be nothing later. A function of its own for its share of the
 /// stack.
 #[inline(never)]
-pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, epoch: u32) -> bool {
+pub fn objects(scratch: &Scratch, chunk: u32, epoch: u32) -> bool {
     let marks = u64::from(tag(epoch)) * EACH;
     // The choice stands outside of the loop: in it, LLVM computes with the record before it is known that there is one.
     // A record in which nothing was noted since this epoch began has no mark of it either.
@@ -184,37 +199,88 @@ pub fn objects(scratch: &Scratch, chunk: u32, first: u32, last: u32, epoch: u32)
             // A byte is 0 where the mark is that of this epoch; adding 0x7f then leaves its highest bit clear.
             !((word ^ marks) & (EACH * 0x7f)).wrapping_add(EACH * 0x7f) & (EACH * 0x80)
         };
-        go_over(scratch, first, last, written)
+        go_over(scratch, u64::MAX, written)
     } else {
-        go_over(scratch, first, last, |_| 0)
+        go_over(scratch, 0, |_| 0)
     }
 }
 
 const EACH: u64 = 0x0101_0101_0101_0101;
+/// Groups that are tested at once.
+const BLOCK: usize = 8;
 
-/// `written` tells of a group which of its pages were written in this epoch: the highest bit of byte `n` for page `n`.
+/// `written` tells of a group which of its pages were written in this epoch: the highest bit of byte `n` for page `n`;
+/// `noted` is 0 if none was, else all bits set.
+///
+/// Nothing can be wrong with entries of which none lets writes through, or all are soft-dirty, if none was written that is not
+/// present and soft-dirty. So it is where nobody writes, and where everybody does: 64 entries need no closer look there, and
+/// two instructions each, or four.
+///
+/// The bounds are read anew each time: the verifier takes no notice of what is in a map, so behind each branch its ways
+/// are one again.
 #[inline(always)]
-fn go_over(scratch: &Scratch, first: u32, last: u32, written: impl Fn(usize) -> u64) -> bool {
-    let mut group = below_64(u64::from(first >> 3));
-    let end = below_64(u64::from(last >> 3));
-    let mut answer = 0u64;
-    // The verifiers before 6.8 do not see that a number that grows passes one that is not a constant.
-    for _ in 0..GROUPS {
-        if group > end {
-            break;
+fn go_over(scratch: &Scratch, noted: u64, written: impl Fn(usize) -> u64) -> bool {
+    for block in 0..GROUPS / BLOCK {
+        let from = block * BLOCK;
+        if get(&scratch.whole) != 0 {
+            let mut any = 0;
+            for group in from..from + BLOCK {
+                any = any_of_eight(entries_of(scratch, group), any);
+            }
+            if (any & PTE_WRITE) | noted == 0 {
+                continue;
+            }
+            let mut all = u64::MAX;
+            for group in from..from + BLOCK {
+                all = all_of_eight(entries_of(scratch, group), all);
+            }
+            if may_be_exposed(any, all) | (may_have_lost_bits(all) & noted) == 0 {
+                continue;
+            }
+        } else if last_group(scratch) < from as u32 || first_group(scratch) > (from + BLOCK - 1) as u32 {
+            continue;
         }
-        let at = below_64(group as u64);
-        // SAFETY: the index is masked.
-        let entries = unsafe { (&raw const scratch.entries).cast::<u64>().add(at * 8) };
-        let written = written(at);
-        if in_doubt(entries, written) != 0 {
-            answer = eight_entries(entries, answer);
+        for group in from..from + BLOCK {
+            if last_group(scratch) < group as u32 || first_group(scratch) > group as u32 {
+                continue;
+            }
+            let entries = entries_of(scratch, group);
+            let written = written(group);
+            let (any, all) = (any_of_eight(entries, 0), all_of_eight(entries, u64::MAX));
+            if may_be_exposed(any, all) | (may_have_lost_bits(all) & written) == 0 {
+                continue;
+            }
             let without_bit = written & !eight_soft_dirty(entries);
-            answer |= without_bit | without_bit.wrapping_neg();
+            let objection = eight_entries(entries) | without_bit | without_bit.wrapping_neg();
+            if objection.cast_signed() < 0 {
+                return true;
+            }
         }
-        group += 1;
     }
-    (answer as i64) < 0
+    false
+}
+
+#[inline(always)]
+fn first_group(scratch: &Scratch) -> u32 {
+    get(&scratch.first) >> 3
+}
+
+#[inline(always)]
+fn last_group(scratch: &Scratch) -> u32 {
+    get(&scratch.last) >> 3
+}
+
+/// The entries of a group.
+#[inline(always)]
+fn entries_of(scratch: &Scratch, group: usize) -> *const u64 {
+    // SAFETY: there are as many groups.
+    unsafe { (&raw const scratch.entries).cast::<u64>().add(group * 8) }
+}
+
+#[inline(always)]
+fn get(word: &u32) -> u32 {
+    // SAFETY: a reference is valid and aligned.
+    unsafe { core::ptr::read_volatile(word) }
 }
 
 /// The lower six bits. Written as an instruction, because LLVM knows the bounds of a loop and leaves the mask
@@ -223,6 +289,8 @@ fn go_over(scratch: &Scratch, first: u32, last: u32, written: impl Fn(usize) -> 
 pub fn below_64(mut value: u64) -> usize {
     // SAFETY: arithmetic on a register.
     unsafe { asm!("{value} &= 63", value = inout(reg) value, options(pure, nomem, nostack)) };
+    // SAFETY: the instruction leaves no more.
+    unsafe { core::hint::assert_unchecked(value < 64) };
     value as usize
 }
 

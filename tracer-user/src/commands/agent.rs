@@ -34,6 +34,8 @@ use crate::processes::{Procfs, SystemClock};
 const PERIOD: Duration = Duration::from_secs(1);
 /// How often epochs are finished.
 const SETTLING: Duration = Duration::from_millis(500);
+/// How often skipped runs of probes are read, at most, while epochs end.
+const MISSED_PERIOD: Duration = Duration::from_millis(100);
 /// Taking in records may take this share of one CPU: one part in so many.
 const SHARE: u32 = 20;
 /// The longest pause after a look. Eight clears of one address space within it make two epochs share a cell.
@@ -57,6 +59,11 @@ pub(super) struct Agent {
     fault_times_measured: bool,
     records: Vec<Record>,
     missed: Vec<MissedRuns>,
+    /// When the reading of these began, and when that was by the other clock.
+    missed_at_ns: u64,
+    missed_at: Option<Instant>,
+    /// Write faults under way before the newest records were taken in: what has left since was told by one of them.
+    writes_under_way: Vec<(u64, u32)>,
     pulse: Pulse,
     workloads: Option<Workloads>,
     pub(super) detectors: Detectors,
@@ -89,6 +96,9 @@ impl Agent {
             surroundings,
             records: Vec::new(),
             missed: Vec::new(),
+            writes_under_way: Vec::new(),
+            missed_at_ns: 0,
+            missed_at: None,
             pulse: Pulse::default(),
             workloads: None,
             detectors: Detectors::new(detectors::Limits::default()),
@@ -149,7 +159,7 @@ impl Agent {
         self.pulse.beat(Instant::now());
         owner.readiness.send_replace(self.readiness());
         // What was lost before anything is tracked concerns no epoch.
-        self.missed = self.kernel.probes.missed_runs();
+        self.read_missed();
         self.detectors.note_losses(&self.sample(self.losses()));
         let mut end = std::pin::pin!(end);
         loop {
@@ -172,7 +182,7 @@ impl Agent {
                 }
             }
         }
-        self.missed = self.kernel.probes.missed_runs();
+        self.read_missed();
         self.turn(Rows::All);
         self.incident_log.finish();
         Ok(self.reading())
@@ -198,9 +208,11 @@ impl Agent {
     /// Has the detectors draw their conclusions, and tells them.
     fn detect(&mut self, mut losses: Losses, now_ns: u64) {
         let due = self.settled_at.is_none_or(|at| at.elapsed() >= SETTLING);
-        // An epoch is finished only after the skipped runs of probes have been read.
-        if due && self.detectors.is_anything_over(now_ns) {
-            self.missed = self.kernel.probes.missed_runs();
+        // An epoch is finished only after the skipped runs of probes have been read. The oftener they are read, the fewer
+        // epochs does a skipped run concern.
+        let old = self.missed_at.is_none_or(|at| at.elapsed() >= MISSED_PERIOD);
+        if (due || old) && self.detectors.is_anything_over(now_ns) {
+            self.read_missed();
             losses = self.losses();
         }
         self.detectors.note_losses(&self.sample(losses));
@@ -222,6 +234,12 @@ impl Agent {
         }
     }
 
+    fn read_missed(&mut self) {
+        self.missed_at_ns = SystemClock.monotonic_ns();
+        self.missed_at = Some(Instant::now());
+        self.missed = self.kernel.probes.missed_runs();
+    }
+
     /// What was lost so far, for the detectors.
     fn sample(&self, losses: Losses) -> Sample {
         let missing = ["missing_records", "missing_exits", "inconsistent"];
@@ -234,11 +252,12 @@ impl Agent {
                 .sum(),
             stages: losses.stages,
             undecodable: losses.undecodable,
-            missed_runs: Some(losses.missed_runs),
+            missed_runs: losses.missed_runs,
+            missed_runs_at_ns: self.missed_at_ns,
             unavailable_probes: self.unavailable,
             uncounted_probes: losses.uncounted_probes,
             watched_since_ns: None,
-            writes_under_way: self.kernel.probes.writes_under_way(),
+            writes_under_way: self.writes_under_way.clone(),
         }
     }
 
@@ -261,6 +280,7 @@ impl Agent {
     /// Takes in all waiting records, then looks at the rows.
     fn turn(&mut self, rows: Rows) {
         let mut records = std::mem::take(&mut self.records);
+        self.writes_under_way = self.kernel.probes.writes_under_way();
         self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
         for record in &records {
@@ -324,7 +344,7 @@ impl Agent {
         // A file of /proc for each program: too much for every turn.
         let reads_all = !matches!(request, Request::Look(_) | Request::Map(..));
         if reads_all {
-            self.missed = self.kernel.probes.missed_runs();
+            self.read_missed();
         }
         // For a look: clears and findings of this moment; what other rows counted may be a second old.
         let looks = matches!(request, Request::Look(_));

@@ -6,11 +6,15 @@ use tracer_common::audit::{RangeCause, RangeRecord};
 
 use super::Detectors;
 use super::cause::Dropped;
-use super::epoch::Epoch;
+use super::epoch::{BLIND_RANGES, Epoch};
 use super::hazards;
 use super::holes::{self, FileRange};
 use super::ranges::Range;
+use super::verdict::Unknown;
 use super::worked::{self, Remap, Work};
+
+/// Clears under way whose blind memory is remembered.
+const CLEARS_UNDER_WAY: usize = 1024;
 
 impl Detectors {
     /// Takes in what worked on a range.
@@ -23,6 +27,8 @@ impl Detectors {
             RangeCause::FileHole => return self.hole(record),
             RangeCause::FileCollapse => return self.collapse(record),
             RangeCause::FileWrite => return self.file_written(record),
+            RangeCause::WriteUnreturned => return self.write_unreturned(record),
+            RangeCause::Blind => return self.blind(record),
             _ => {}
         }
         let range = worked::pages_of(record.start, record.length);
@@ -79,6 +85,34 @@ impl Detectors {
         self.totals.flush_dropped(epoch);
         self.totals.hazards(&new);
         self.touched.insert((record.birth, record.epoch));
+    }
+
+    /// Blind memory that a clear meets. Its own record comes when it is over, so the epoch may not be known yet.
+    fn blind(&mut self, record: &RangeRecord) {
+        if self.blind_ahead.len() >= CLEARS_UNDER_WAY {
+            // Records of clears were lost, which the ledger tells.
+            self.blind_ahead.pop_first();
+            self.totals.late += 1;
+        }
+        let range = worked::pages_of(record.start, record.length);
+        let ranges = self.blind_ahead.entry((record.birth, record.epoch)).or_default();
+        ranges.insert_bounded(range, BLIND_RANGES);
+    }
+
+    /// A write fault that began in the record's epoch and whose end nobody has seen: in that one or in the next.
+    fn write_unreturned(&mut self, record: &RangeRecord) {
+        let Some(space) = self.spaces.get_mut(&record.birth) else {
+            return;
+        };
+        let range = worked::pages_of(record.start, record.length);
+        for number in [record.epoch, record.epoch.wrapping_add(1)] {
+            // One that is finished was marked when it was: the fault was still under way then.
+            let unfinished = space.epochs.get_mut(&number).filter(|epoch| !epoch.finished);
+            let Some(epoch) = unfinished else { continue };
+            epoch.note_unknown(Unknown::WriteUnreturned, 1);
+            epoch.blind_ranges.insert_bounded(range, BLIND_RANGES);
+            self.touched.insert((record.birth, number));
+        }
     }
 
     /// A hole in a file concerns every address space that maps it.

@@ -72,16 +72,29 @@ pub(super) struct Epoch {
     pub(super) seen: RangeSet,
     pub(super) unknown: BTreeMap<Unknown, u64>,
     pub(super) blind: [u64; Blind::ALL.len()],
+    /// Of these bytes, those without known addresses.
+    pub(super) blind_nowhere: u64,
+    /// Where the others are, but for writable aliases.
+    pub(super) blind_ranges: RangeSet,
+    /// Shared memory that is mapped a second time, by anybody.
+    pub(super) aliased: RangeSet,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
 }
+
+/// Ranges of blind memory of one epoch, twice; more are joined over the smallest gaps.
+pub(super) const BLIND_RANGES: usize = 256;
 
 impl Epoch {
     pub(super) fn new(opening: Opening) -> Self {
         let mut unknown = BTreeMap::new();
         let mut blind = [0; Blind::ALL.len()];
+        let mut blind_nowhere = 0;
         match &opening {
-            Opening::Clear(record) => blind = record.blind_bytes,
+            Opening::Clear(record) => {
+                blind = record.blind_bytes;
+                blind_nowhere = record.direct_read_bytes;
+            }
             Opening::Adopted => drop(unknown.insert(Unknown::Adopted, 1)),
             Opening::Fork => drop(unknown.insert(Unknown::Forked, 1)),
             Opening::Unseen => drop(unknown.insert(Unknown::OpeningUnseen, 1)),
@@ -106,12 +119,37 @@ impl Epoch {
             seen: RangeSet::default(),
             unknown,
             blind,
+            blind_nowhere,
+            blind_ranges: RangeSet::default(),
+            aliased: RangeSet::default(),
             audited: None,
+        }
+    }
+
+    /// Notes shared memory that somebody else, or another mapping, may write.
+    pub(super) fn aliased(&mut self, ranges: &[Range]) {
+        for &range in ranges {
+            self.blind[Blind::WritableAlias as usize] += range.len();
+            self.aliased.insert_bounded(range, BLIND_RANGES);
+        }
+    }
+
+    /// Takes back what is of no concern any more.
+    pub(super) fn not_aliased(&mut self, ranges: &[Range]) {
+        let bytes = &mut self.blind[Blind::WritableAlias as usize];
+        for &range in ranges {
+            *bytes = bytes.saturating_sub(range.len());
+            self.aliased.remove(range);
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.ending.is_none()
+    }
+
+    /// Whether it had not ended by then.
+    pub(super) fn lived_after(&self, since_ns: u64) -> bool {
+        self.ending.is_none_or(|(_, at_ns)| at_ns >= since_ns)
     }
 
     /// Whether it is time to finish it.
@@ -364,7 +402,9 @@ impl Epoch {
         for (_, _, incident) in self.findings.standing() {
             all.add(&incident.ranges, most);
         }
-        all.add(&self.to_verify, most);
+        for ranges in [&self.to_verify, &self.blind_ranges, &self.aliased] {
+            all.add(ranges, most);
+        }
         all
     }
 
@@ -382,9 +422,17 @@ impl Epoch {
         self.seen = RangeSet::default();
     }
 
+    /// Whether there is anything for [`Self::give_up_ranges`].
+    pub(super) fn has_ranges(&self) -> bool {
+        let has_findings = self.findings.standing().next().is_some();
+        has_findings || !self.blind_ranges.is_empty() || !self.aliased.is_empty()
+    }
+
     /// Keeps the counts of a finished epoch and gives its ranges up.
     pub(super) fn give_up_ranges(&mut self) {
         self.ranges_given_up = true;
+        self.blind_ranges = RangeSet::default();
+        self.aliased = RangeSet::default();
         for incident in self.findings.incidents.values_mut() {
             incident.ranges = RangeSet::default();
             incident.vmas = Vec::new();

@@ -3,6 +3,10 @@
 //! The counters of losses are of the whole machine. Whatever grew between two samples may have concerned any epoch
 //! that lived between them, so each of those is not trusted any more. A sample is taken after the records that were
 //! there have been taken in, so an epoch whose end is known has ended before the sample.
+//!
+//! The kernel counts a run of a probe in the moment in which it skips it. So it concerns no epoch that ended before the
+//! last reading of these counters began. Other losses may come to light late, and are held against every epoch that is not
+//! finished.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +25,10 @@ pub struct Sample {
     pub undecodable: u64,
     /// What the ledger misses or finds contradictory.
     pub missing_records: u64,
-    /// Runs of probes that the kernel skipped and counted; `None` if nobody has asked since the last sample.
-    pub missed_runs: Option<u64>,
+    /// Runs of probes that the kernel skipped and counted, as they were last read.
+    pub missed_runs: u64,
+    /// When that reading began, monotonic.
+    pub missed_runs_at_ns: u64,
     /// Probes that are needed and are not attached.
     pub unavailable_probes: u64,
     /// Programs whose runs the kernel may skip without counting it.
@@ -39,21 +45,18 @@ impl Sample {
             let count = self.stages.get(&stage).copied().unwrap_or(0);
             (Unknown::Lost(stage), count)
         });
-        let own = [
-            (Unknown::Undecodable, Some(self.undecodable)),
-            (Unknown::MissingRecords, Some(self.missing_records)),
+        stages.chain([
+            (Unknown::Undecodable, self.undecodable),
+            (Unknown::MissingRecords, self.missing_records),
             (Unknown::MissedProbeRuns, self.missed_runs),
-        ];
-        let own = own
-            .into_iter()
-            .filter_map(|(reason, count)| Some((reason, count?)));
-        stages.chain(own)
+        ])
     }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
     last: BTreeMap<Unknown, u64>,
+    missed_runs_at_ns: u64,
     unavailable: u64,
     uncounted: u64,
     watched_since_ns: Option<u64>,
@@ -97,15 +100,21 @@ impl Detectors {
             if more == 0 {
                 continue;
             }
+            let since = if reason == Unknown::MissedProbeRuns {
+                self.losses.missed_runs_at_ns
+            } else {
+                0
+            };
             for (&birth, space) in &mut self.spaces {
                 for (&number, epoch) in &mut space.epochs {
-                    if !epoch.finished {
+                    if !epoch.finished && epoch.lived_after(since) {
                         epoch.note_unknown(reason, more);
                         self.touched.insert((birth, number));
                     }
                 }
             }
         }
+        self.losses.missed_runs_at_ns = sample.missed_runs_at_ns;
     }
 
     /// Notes whether sdtrace's own audit has been through an address space within its period.

@@ -30,7 +30,6 @@ mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tracer_common::counters::Stage;
 use tracer_common::records::{Blind, CLEAR_TRACKED, ClearRecord, ExitRecord, Record, TrackRecord};
 use tracer_common::tracked::ORIGIN_FORK;
 
@@ -167,6 +166,8 @@ pub struct Detectors {
     touched: BTreeSet<(u64, u32)>,
     /// Address spaces with new ranges to verify.
     moved: BTreeSet<u64>,
+    /// Blind memory that a clear has met whose own record is still to come: address space, and the epoch that it opens.
+    blind_ahead: BTreeMap<(u64, u32), RangeSet>,
     /// What was written to files of late.
     file_writes: file_writes::Recent,
     /// See [`Self::take_finished`].
@@ -189,6 +190,7 @@ impl Detectors {
             losses: losses::State::default(),
             touched: BTreeSet::new(),
             moved: BTreeSet::new(),
+            blind_ahead: BTreeMap::new(),
             file_writes: file_writes::Recent::default(),
             just_finished: Vec::new(),
             forgot_ns: 0,
@@ -280,6 +282,7 @@ impl Detectors {
             Some(epoch) if epoch.opening == Opening::Unseen && !epoch.finished => {
                 epoch.opening = opening;
                 epoch.blind = clear.blind_bytes;
+                epoch.blind_nowhere = clear.direct_read_bytes;
                 epoch.unknown.remove(&Unknown::OpeningUnseen);
                 epoch
             }
@@ -297,13 +300,20 @@ impl Detectors {
                 space.epochs.entry(number).or_insert_with(|| Epoch::new(opening))
             }
         };
+        epoch.blind_ranges = self
+            .blind_ahead
+            .remove(&(clear.birth, number))
+            .unwrap_or_default();
         epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
         // Of clears that follow each other faster than rows are looked at, the newest is known; what was mapped
         // elsewhere before is taken to be so still.
-        epoch.blind[Blind::WritableAlias as usize] += match &epoch.at_clear {
-            Some(at_clear) => at_clear.aliased_bytes(),
-            None => aliased_before,
-        };
+        match epoch.at_clear.as_ref().map(AtClear::aliased_ranges) {
+            Some(ranges) => epoch.aliased(&ranges),
+            None => {
+                epoch.blind[Blind::WritableAlias as usize] += aliased_before;
+                epoch.blind_nowhere += aliased_before;
+            }
+        }
         let shadow_stacks = epoch
             .at_clear
             .as_ref()
@@ -318,8 +328,8 @@ impl Detectors {
             .and_then(|before| space.epochs.get_mut(&before))
             && let (Some(at_clear), Some(met_now)) = (&closed.at_clear, &met_now)
         {
-            let aliased = &mut closed.blind[Blind::WritableAlias as usize];
-            *aliased = aliased.saturating_sub(at_clear.aliased_bytes_gone(met_now));
+            let gone = at_clear.aliased_and_gone(met_now);
+            closed.not_aliased(&gone);
         }
         self.totals.hazards(&new);
         self.touched.insert((clear.birth, number));
@@ -340,13 +350,16 @@ impl Detectors {
                 .filter(|epoch| epoch.is_open())
             && let Some(at_clear) = &epoch.at_clear
         {
-            epoch.blind[Blind::WritableAlias as usize] = at_clear.shared_bytes();
+            let shared = at_clear.shared_ranges();
+            epoch.blind[Blind::WritableAlias as usize] = 0;
+            epoch.aliased(&shared);
         }
         let space = self.spaces.entry(track.birth).or_default();
         space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
     }
 
     fn exit(&mut self, exit: &ExitRecord) {
+        self.blind_ahead.retain(|&(birth, _), _| birth != exit.birth);
         let space = self.spaces.entry(exit.birth).or_default();
         let at_ns = exit.header.time_ns;
         // The last epoch, even if its record never came.
@@ -421,10 +434,7 @@ impl Detectors {
         } else if !epoch.to_verify.is_empty() {
             epoch.note_unknown(Unknown::MoveUnverified, 1);
         }
-        epoch.note_unknown(
-            Unknown::Lost(Stage::WriteSlotTaken),
-            self.losses.unreturned(birth, number),
-        );
+        epoch.note_unknown(Unknown::WriteUnreturned, self.losses.unreturned(birth, number));
         epoch.finish(&mut self.budget);
         for evidence in [Evidence::Exposed, Evidence::Observed, Evidence::Proved] {
             for (cause, pages) in epoch.standing_pages(evidence) {
@@ -437,7 +447,7 @@ impl Detectors {
         self.just_finished.push((birth, epoch.verdict()));
         space.finished.note(number, epoch);
         self.touched.insert((birth, number));
-        if epoch.findings.standing().next().is_some() {
+        if epoch.has_ranges() {
             self.detailed.push_back((birth, number));
         }
         while self.detailed.len() > self.limits.detailed_epochs {

@@ -168,6 +168,8 @@ pub struct Detection {
     pub ranges_given_up: bool,
     /// Bytes that soft-dirty cannot track, by reason, as of the clear that opened the epoch.
     pub blind_bytes: BTreeMap<String, u64>,
+    /// Of these, bytes whose addresses are not known, so that they are not among [`Self::dump_again`].
+    pub blind_bytes_nowhere: u64,
     /// Pages that the target threw away, by reason; no reason against trust.
     pub dropped_pages: BTreeMap<String, u64>,
     /// VMAs that the clear at its end tested before it took their bits; `null` if no clear ended it.
@@ -242,6 +244,7 @@ impl Detectors {
             ranges_joined: again.is_coarse(),
             ranges_given_up: epoch.ranges_given_up,
             blind_bytes: named(blind.into()),
+            blind_bytes_nowhere: epoch.blind_nowhere,
             dropped_pages: named(dropped.into()),
             audited_vmas: epoch.audited.map(|(vmas, _)| vmas),
             audited_pages: epoch.audited.map(|(_, pages)| pages),

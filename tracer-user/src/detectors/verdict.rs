@@ -70,10 +70,12 @@ pub enum Unknown {
     AuditBehind,
     /// A shadow stack: there an entry is writable without its write bit, and the audit does not see that.
     ShadowStack,
+    /// The return of a write fault was not seen, so it is not known whether it was handled in this epoch.
+    WriteUnreturned,
 }
 
 /// Stages whose growth means that something was not seen.
-pub const LOSSES: [Stage; 18] = [
+pub const LOSSES: [Stage; 17] = [
     Stage::RingFull,
     Stage::RowsFull,
     Stage::TrackedFull,
@@ -88,14 +90,13 @@ pub const LOSSES: [Stage; 18] = [
     Stage::FreshFull,
     Stage::MovedFull,
     Stage::CallsFull,
-    Stage::WriteSlotTaken,
     Stage::PinsUnread,
     Stage::FileWritesFull,
     Stage::DirectReadsFull,
 ];
 
 impl Unknown {
-    const OWN: [Self; 16] = [
+    const OWN: [Self; 17] = [
         Self::Undecodable,
         Self::MissedProbeRuns,
         Self::UncountedProbes,
@@ -112,6 +113,7 @@ impl Unknown {
         Self::FindingsFull,
         Self::AuditBehind,
         Self::ShadowStack,
+        Self::WriteUnreturned,
     ];
 
     /// Every reason.
@@ -140,6 +142,7 @@ impl Unknown {
             Self::FindingsFull => "findings_full",
             Self::AuditBehind => "audit_behind",
             Self::ShadowStack => "shadow_stack",
+            Self::WriteUnreturned => "write_unreturned",
         }
     }
 }

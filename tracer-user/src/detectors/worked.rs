@@ -118,7 +118,14 @@ impl Worked {
             }
             Some(RangeCause::Protect) => self.note(Work::Protect, range),
             // What happens to files has no addresses of its own.
-            Some(RangeCause::FileHole | RangeCause::FileCollapse | RangeCause::FileWrite) | None => {}
+            Some(
+                RangeCause::FileHole
+                | RangeCause::FileCollapse
+                | RangeCause::FileWrite
+                | RangeCause::Blind
+                | RangeCause::WriteUnreturned,
+            )
+            | None => {}
         }
     }
 }
@@ -282,21 +289,21 @@ impl AtClear {
         self.overlapping(Range::of(address, 1)).next().map(|vma| vma.kind)
     }
 
-    /// Bytes of shared memory that is mapped a second time, by anybody: what is written there sets no bit here.
+    /// Shared memory that is mapped a second time, by anybody: what is written there sets no bit here.
     /// Mappings of other parts of the same file by the same process are no second mapping.
-    pub(super) fn aliased_bytes(&self) -> u64 {
-        self.aliased().map(|vma| vma.range().len()).sum()
+    pub(super) fn aliased_ranges(&self) -> Vec<Range> {
+        self.aliased().map(VmaAtClear::range).collect()
     }
 
-    /// The part of [`Self::aliased_bytes`] in VMAs that the clear at the end of the epoch did not meet any more: they
-    /// are gone, and so is what anybody wrote there.
-    pub(super) fn aliased_bytes_gone(&self, next: &Self) -> u64 {
+    /// The part of [`Self::aliased_ranges`] in VMAs that the clear at the end of the epoch did not meet any more: they are gone, and so is what
+    /// anybody wrote there.
+    pub(super) fn aliased_and_gone(&self, next: &Self) -> Vec<Range> {
         let is_there = |vma: &VmaAtClear| {
             next.overlapping(vma.range())
                 .any(|other| (other.inode, other.device) == (vma.inode, vma.device))
         };
         let gone = self.aliased().filter(|vma| !is_there(vma));
-        gone.map(|vma| vma.range().len()).sum()
+        gone.map(VmaAtClear::range).collect()
     }
 
     /// Shadow stacks.
@@ -314,10 +321,10 @@ impl AtClear {
         files.into_values().flat_map(aliased_of_file)
     }
 
-    /// Bytes of shared memory.
-    pub(super) fn shared_bytes(&self) -> u64 {
+    /// Shared memory.
+    pub(super) fn shared_ranges(&self) -> Vec<Range> {
         let shared = self.vmas.iter().filter(|vma| vma.is_shared());
-        shared.map(|vma| vma.range().len()).sum()
+        shared.map(VmaAtClear::range).collect()
     }
 
     /// The VMAs that map the file.

@@ -124,7 +124,7 @@ impl Simulation {
             self.detectors.apply(record, &self.ledger);
         }
         self.detectors.note_losses(&Sample {
-            missed_runs: Some(0),
+            missed_runs: 0,
             ..Sample::default()
         });
         self.detectors.settle(&self.ledger, now_ns);

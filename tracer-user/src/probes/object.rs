@@ -272,7 +272,7 @@ fn explain(error: &ProgramError) -> String {
     {
         let log = verifier_log.to_string();
         // The statistics at the end of the log say nothing about the reason.
-        let statistics = ["verification time", "stack depth", "processed"];
+        let statistics = ["verification time", "stack depth", "processed", "subprog "];
         let tail: Vec<&str> = log
             .lines()
             .rev()

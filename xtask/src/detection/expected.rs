@@ -226,7 +226,9 @@ fn word(text: &str) -> Result<(String, Count)> {
     } else {
         (text, Count::AtLeast(1))
     };
-    let kinds = ["missed", "exposed", "hazard", "blind", "dropped", "unknown"];
+    let kinds = [
+        "missed", "exposed", "hazard", "blind", "dropped", "unknown", "nowhere",
+    ];
     ensure!(
         name.split_once(':')
             .is_some_and(|(kind, name)| kinds.contains(&kind) && !name.is_empty()),

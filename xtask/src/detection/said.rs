@@ -11,7 +11,7 @@ use crate::suite::ledger::Address;
 const PINNED: &str = "pinned";
 
 /// The words, each with its count: pages for `missed`, `exposed`, `hazard` and `dropped`, bytes for `blind`, times for
-/// `unknown` (`missed:ksm-merge` is 63).
+/// `unknown` (`missed:ksm-merge` is 63). `nowhere` are bytes of blind memory that are not among the addresses to dump again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said(pub BTreeMap<String, u64>);
 
@@ -49,6 +49,9 @@ impl Said {
                     "blind" if reason.name != PINNED => blind.at_least("blind", &reason.name, reason.count),
                     kind => self.add(kind, &reason.name, reason.count),
                 }
+            }
+            for (reason, bytes) in detection.nowhere() {
+                blind.at_least("nowhere", reason, bytes);
             }
             for (reason, pages) in &detection.dropped_pages {
                 self.add("dropped", reason, *pages);
@@ -136,6 +139,24 @@ pub struct Detection {
     pub causes: Vec<Found>,
     /// Pages thrown away, by reason.
     pub dropped_pages: BTreeMap<String, u64>,
+    /// What a tracker should read anew.
+    pub dump_again: Vec<Place>,
+}
+
+impl Detection {
+    /// Blind memory of each reason that is more than all there is to dump again.
+    fn nowhere(&self) -> impl Iterator<Item = (&str, u64)> {
+        let again: u64 = self
+            .dump_again
+            .iter()
+            .map(|place| place.end.0 - place.start.0)
+            .sum();
+        let blind = self.reasons.iter().filter(|reason| reason.kind == "blind");
+        blind.filter_map(move |reason| {
+            let bytes = reason.count.saturating_sub(again);
+            (bytes > 0).then_some((reason.name.as_str(), bytes))
+        })
+    }
 }
 
 /// A reason.
@@ -280,9 +301,11 @@ mod tests {
         "epochs": [{"number": 1, "detection": {"verdict": "broken", "finished": true,
         "reasons": [{"kind": "missed", "name": "ksm-merge", "count": 63}, {"kind": "blind", "name": "hugetlb", "count": 9}],
         "causes": [{"cause": "ksm-merge", "evidence": "observed", "pages": 63,
-        "dirty_pages": 0, "ranges": [{"start": "0x1000", "end": "0x2000"}]}], "dropped_pages": {"madv_free": 2}}},
+        "dirty_pages": 0, "ranges": [{"start": "0x1000", "end": "0x2000"}]}], "dropped_pages": {"madv_free": 2},
+        "dump_again": [{"start": "0x1000", "end": "0x2000"}]}},
         {"number": 2, "detection": {"verdict": "suspect", "finished": true,
-        "reasons": [{"kind": "blind", "name": "hugetlb", "count": 7}], "causes": [], "dropped_pages": {"madv_free": 3}}}]}]}"#;
+        "reasons": [{"kind": "blind", "name": "hugetlb", "count": 7}], "causes": [], "dropped_pages": {"madv_free": 3},
+        "dump_again": [{"start": "0x5000", "end": "0x5007"}]}}]}]}"#;
 
     fn line(state: &str, pages: u64) -> Incident {
         let text = format!(
@@ -302,6 +325,11 @@ mod tests {
         );
         said.take_in(&dump.address_spaces[0]);
         assert_eq!(said.count("blind", "hugetlb"), 18);
+        // Less is to be dumped again than cannot be tracked.
+        let short = serde_json::from_str::<Dump>(&DUMP.replace("0x5007", "0x5004")).unwrap();
+        let mut said = Said::default();
+        said.take_in(&short.address_spaces[0]);
+        assert_eq!(said.count("nowhere", "hugetlb"), 3);
         // What reads under way deliver to is other memory in each epoch.
         let reads = serde_json::from_str::<Dump>(&DUMP.replace("hugetlb", "pinned")).unwrap();
         let mut said = Said::default();

@@ -62,7 +62,8 @@ expect missed $controls control-shared-disk disk-writeback direct-read control-p
     control-private-file control-thp thp-one-byte \
     mremap-table-move-written read-syscall vmsplice proc-mem-write process-vm-writev ptrace-poke stack-growth \
     fork-inherits fork-then-write madv-free mprotect-thp uffd-wp-resolve uffd-wp-sync dontneed-then-write \
-    fixed-buffer-private migrate-before-write numa-balancing anon-swapped-then-write
+    fixed-buffer-private migrate-before-write numa-balancing anon-swapped-then-write \
+    huge-written-while-read hole-written-while-read
 expect_where_supported missed uffd-wp-async
 rmmod softdirty_faults || fail "rmmod"
 

@@ -16,6 +16,7 @@ mod protect;
 mod shared;
 mod swap;
 mod userfault;
+mod watched;
 
 pub use prelude::{Bench, Scenario};
 
@@ -23,6 +24,7 @@ pub use prelude::{Bench, Scenario};
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     [
         controls::ALL,
+        watched::ALL,
         disk::ALL,
         protect::ALL,
         merge::ALL,

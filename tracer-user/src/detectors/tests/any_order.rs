@@ -175,7 +175,7 @@ fn do_step(story: &mut Story, newest: &mut u32, lost: &mut u64, step: Step, log:
             let stages = LOSSES.map(|stage| (stage, *lost * u64::from(stage == LOSSES[at])));
             let mut sample = Sample {
                 stages: stages.into_iter().collect(),
-                missed_runs: Some(0),
+                missed_runs: 0,
                 ..Sample::default()
             };
             // Counters never go back.

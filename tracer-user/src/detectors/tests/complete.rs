@@ -23,7 +23,7 @@ fn every_kind_of_loss_forbids_trust() {
     let own: [(Change, &str); 3] = [
         (|sample| sample.undecodable = 1, "undecodable"),
         (|sample| sample.missing_records = 1, "missing_records"),
-        (|sample| sample.missed_runs = Some(1), "missed_probe_runs"),
+        (|sample| sample.missed_runs = 1, "missed_probe_runs"),
     ];
     for (change, reason) in own {
         let mut story = Story::new();
@@ -54,6 +54,50 @@ fn every_kind_of_loss_forbids_trust() {
 }
 
 #[test]
+fn a_skipped_run_concerns_no_epoch_that_ended_before_the_last_reading() {
+    let mut story = Story::new();
+    story.clear(1, vec![]);
+    story.clear(2, vec![]);
+    let at_ns = story.now + 500;
+    story.detectors.note_losses(&Sample {
+        missed_runs_at_ns: at_ns,
+        ..Sample::default()
+    });
+    story.clear(3, vec![]);
+    story.clear(4, vec![]);
+    story.detectors.note_losses(&Sample {
+        missed_runs: 1,
+        missed_runs_at_ns: story.now + 500,
+        ..Sample::default()
+    });
+    story.clear(5, vec![]);
+    story.settle();
+    let verdicts: Vec<_> = (1..=4).map(|epoch| story.of(epoch).verdict).collect();
+    assert_eq!(
+        verdicts,
+        [
+            Verdict::Trusted,
+            Verdict::Suspect,
+            Verdict::Suspect,
+            Verdict::Suspect
+        ]
+    );
+    // What comes to light late may be of any of them.
+    let mut story = Story::new();
+    story.clear(1, vec![]);
+    story.clear(2, vec![]);
+    story.detectors.note_losses(&Sample {
+        missed_runs_at_ns: story.now + 500,
+        ..Sample::default()
+    });
+    story.detectors.note_losses(&Sample {
+        missing_records: 1,
+        ..Sample::default()
+    });
+    assert_eq!(story.of(1).verdict, Verdict::Suspect);
+}
+
+#[test]
 fn a_write_that_has_not_returned_long_after_its_epoch_forbids_trust_in_that_and_the_next() {
     let mut story = Story::new();
     for epoch in 1..=4 {
@@ -66,7 +110,35 @@ fn a_write_that_has_not_returned_long_after_its_epoch_forbids_trust_in_that_and_
     story.settle();
     let verdicts: Vec<_> = (1..=3).map(|epoch| story.of(epoch).verdict).collect();
     assert_eq!(verdicts, [Verdict::Trusted, Verdict::Suspect, Verdict::Suspect]);
-    assert_eq!(story.of(2).reasons[0].name, "write_slot_taken");
+    assert_eq!(story.of(2).reasons[0].name, "write_unreturned");
+}
+
+#[test]
+fn so_does_one_that_comes_to_light_before_that() {
+    let mut story = Story::new();
+    for epoch in 1..=4 {
+        story.clear(epoch, vec![private(0, 16)]);
+    }
+    story.range(
+        RangeCause::WriteUnreturned,
+        Range::of(CHUNK + PAGE, PAGE),
+        |record| {
+            record.epoch = 2;
+        },
+    );
+    story.settle();
+    let verdicts: Vec<_> = (1..=4).map(|epoch| story.of(epoch).verdict).collect();
+    assert_eq!(
+        verdicts,
+        [
+            Verdict::Trusted,
+            Verdict::Suspect,
+            Verdict::Suspect,
+            Verdict::Trusted
+        ]
+    );
+    assert_eq!(story.of(3).reasons[0].name, "write_unreturned");
+    assert_eq!(story.of(2).dump_again.len(), 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Stories: what the programs report, in the order in which it happens, and what must come of it.
 
+mod again;
 mod any_order;
 mod complete;
 mod file_writes;
@@ -205,7 +206,7 @@ impl Story {
     fn lose(&mut self, stage: Stage, count: u64) {
         let sample = Sample {
             stages: BTreeMap::from([(stage, count)]),
-            missed_runs: Some(0),
+            missed_runs: 0,
             ..Sample::default()
         };
         self.detectors.note_losses(&sample);

@@ -364,11 +364,8 @@ fn ranges(detection: &Detection) -> Vec<RangeFound> {
 
 /// Whether something against trust has no addresses.
 fn needs_everything(detection: &Detection) -> bool {
-    let without_addresses = ["unknown", "blind"];
     detection.ranges_given_up
-        || detection
-            .reasons
-            .iter()
-            .any(|reason| without_addresses.contains(&reason.kind.as_str()))
+        || detection.blind_bytes_nowhere > 0
+        || detection.reasons.iter().any(|reason| reason.kind == "unknown")
         || detection.causes.iter().any(|found| found.ranges.is_empty())
 }
