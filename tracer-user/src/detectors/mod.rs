@@ -237,7 +237,7 @@ impl Detectors {
             }
             Record::Range(range) => self.range(range),
             // exec ends an address space by its exit, and faults are counted in rows.
-            Record::Exec(_) | Record::Fault(_) => {}
+            Record::Exec(_) | Record::Fault(_) | Record::Interest(_) => {}
         }
     }
 
@@ -343,7 +343,8 @@ impl Detectors {
             epoch.blind[Blind::WritableAlias as usize] = at_clear.shared_bytes();
         }
         let space = self.spaces.entry(track.birth).or_default();
-        space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
+        let epoch = space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
+        self.losses.note_start(epoch, track.header.time_ns);
     }
 
     fn exit(&mut self, exit: &ExitRecord) {
