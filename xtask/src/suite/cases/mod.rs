@@ -33,6 +33,7 @@ pub fn all() -> Vec<Test> {
         operations::a_container_is_tracked_alone,
         watching::writes_are_watched_on_demand,
         watching::writes_are_always_watched_if_told,
+        watching::what_cannot_be_attached_is_said,
         lifecycle::starts,
         lifecycle::verdicts_are_as_expected,
         processes::armed_before_the_start_is_adopted,

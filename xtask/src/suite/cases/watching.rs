@@ -5,13 +5,14 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::detection::said::{Detection, Dump};
 use crate::suite::actor::Actor;
 use crate::suite::attached::{Attached, on};
 use crate::suite::daemon::Daemon;
 use crate::suite::exposition::Scrape;
+use crate::suite::kept::Kept;
 use crate::suite::{Suite, compare, verdicts};
 
 const FUNCTION: &str = "handle_mm_fault";
@@ -165,4 +166,63 @@ pub fn writes_are_always_watched_if_told(suite: &mut Suite) -> Result<()> {
     trusted(&first, "the first epoch", &daemon.scrape()?)?;
     actor.end()?;
     end(suite, daemon)
+}
+
+/// Without a file descriptor for it nothing can be attached: then the epochs say so, the verdict and readiness do, and it
+/// is tried again.
+pub fn what_cannot_be_attached_is_said(suite: &mut Suite) -> Result<()> {
+    let daemon = start(suite, "refused.log", &["--watch-writes-for", LINGER])?;
+    wait(&daemon, false, LINGERED)?;
+    let mut actor = Actor::start("private")?;
+    let mut connection = Kept::to(daemon.address())?;
+    ensure!(connection.get("/readyz")?.status == 200, "it is not ready");
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
+    // It has them from us.
+    let usual = getrlimit(Resource::Nofile);
+    let limit = |current| {
+        let files = Rlimit { current, ..usual };
+        prlimit(pid, Resource::Nofile, files).context("prlimit")
+    };
+    // What is open stays so.
+    limit(Some(3))?;
+    clear(&mut actor, 1)?;
+    let answer = until_ready(&mut connection, false)?;
+    ensure!(
+        answer.contains(FUNCTION) && on(FUNCTION)?.is_empty(),
+        "the reasons are {answer}"
+    );
+    clear(&mut actor, 1)?;
+    limit(usual.current)?;
+    until_ready(&mut connection, true)?;
+    wait(&daemon, true, Duration::ZERO)?;
+    clear(&mut actor, 2)?;
+    let late = finished(&daemon, actor.pid(), 2)?;
+    for expected in ["watch_started_late", "probe_unavailable"] {
+        ensure!(
+            late.reasons.iter().any(|reason| reason.name == expected),
+            "an epoch whose writes could not be watched has the reasons {:?}",
+            late.reasons
+        );
+    }
+    let third = finished(&daemon, actor.pid(), 3)?;
+    trusted(&third, "the epoch after that", &daemon.scrape()?)?;
+    actor.end()?;
+    end(suite, daemon)
+}
+
+/// The answer of `/readyz` once it is that.
+fn until_ready(connection: &mut Kept, ready: bool) -> Result<String> {
+    let start = Instant::now();
+    loop {
+        let answer = connection.get("/readyz")?;
+        if (answer.status == 200) == ready {
+            return Ok(answer.body);
+        }
+        ensure!(
+            start.elapsed() < LINGERED,
+            "after {LINGERED:?} readiness says {}",
+            answer.body.trim()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
