@@ -18,6 +18,7 @@ pub mod counters;
 pub mod descriptors;
 pub mod flags;
 pub mod histogram;
+pub mod interest;
 pub mod pages;
 pub mod records;
 pub mod release;

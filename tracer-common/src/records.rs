@@ -1,5 +1,6 @@
 //! Records that cross the ring buffer: one for each clear, fork, exec and exit of a tracked address space, for
-//! each finding of an audit and each range that a mechanism works on, and with `--trace-faults` one for each fault.
+//! each finding of an audit and each range that a mechanism works on, one when somebody reads a pagemap file while writes are
+//! not watched, and with `--trace-faults` one for each fault.
 //!
 //! Every record begins with a [`Header`] that carries its size and version; the reader checks both before it
 //! looks further.
@@ -31,6 +32,8 @@ pub enum Kind {
     Vma = 7,
     /// [`RangeRecord`]
     Range = 8,
+    /// [`InterestRecord`]
+    Interest = 9,
 }
 
 /// First bytes of every record.
@@ -242,6 +245,16 @@ pub struct FaultRecord {
     pub initial_tid: u32,
 }
 
+/// Somebody reads a pagemap file while the daemon wants to be told, see [`crate::interest`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct InterestRecord {
+    /// Kind, version, size, time.
+    pub header: Header,
+    /// Who reads.
+    pub reader: TaskIdentity,
+}
+
 /// Size of the largest record in bytes.
 pub const LARGEST: usize = size_of::<PagesRecord>();
 
@@ -268,6 +281,8 @@ pub enum Record {
     Vma(VmaRecord),
     /// See [`RangeRecord`].
     Range(RangeRecord),
+    /// See [`InterestRecord`].
+    Interest(InterestRecord),
 }
 
 /// Why bytes from the ring buffer are no record.
@@ -304,6 +319,7 @@ impl Record {
             kind if kind == Kind::Pages as u16 => read(bytes).map(Self::Pages),
             kind if kind == Kind::Vma as u16 => read(bytes).map(Self::Vma),
             kind if kind == Kind::Range as u16 => read(bytes).map(Self::Range),
+            kind if kind == Kind::Interest as u16 => read(bytes).map(Self::Interest),
             kind => Err(DecodeError::Kind(kind)),
         }
     }

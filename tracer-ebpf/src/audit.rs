@@ -26,7 +26,7 @@ use self::quick::{below_64, moved_here, objects, objects_to_all};
 use crate::layout::*;
 use crate::maps::{OWN, RECORDS, SCRATCH, stage};
 use crate::memory::{Memory, Probed};
-use crate::{migration, pages, paging, rows, tracking};
+use crate::{interest, migration, pages, paging, rows, tracking};
 
 /// Groups of eight pages in a chunk.
 const GROUPS: usize = PAGES / 8;
@@ -283,6 +283,12 @@ fn causes_of(marks: u64, epoch: u32) -> u64 {
 pub fn told(bench: Bench, reader: Reader, walk: u64, at: u64) -> Option<&'static mut Scratch> {
     let mm = Probed::u64(walk, MM_WALK_MM.load());
     if !tracking::perhaps::<Probed>(mm) {
+        // A read of pagemap is noted where it begins. Whose memory it is cannot be told here, so no filter is asked.
+        if reader as u32 == Reader::Scan as u32
+            && let Some(interest) = interest::wanted()
+        {
+            interest::note(interest);
+        }
         return None;
     }
     let tracked = tracking::get(mm)?;

@@ -10,7 +10,7 @@ use crate::identity::{current, fork_passes, identify, namespace_of, passes, task
 use crate::layout::*;
 use crate::maps::{MOVED, OWN, SETTINGS, send};
 use crate::memory::{Memory, Probed};
-use crate::{direct, openers, paging, tracking};
+use crate::{direct, interest, openers, paging, tracking};
 
 #[inline(always)]
 fn header<T>(kind: Kind) -> Header {
@@ -121,14 +121,38 @@ pub fn exits<M: Memory>(mm: u64) {
     });
 }
 
-/// `pagemap_read(file, buf, …)` by the daemon itself: an address space to adopt, or the daemon's own, which
-/// tells the programs who the daemon is.
+/// `pagemap_read(file, buf, …)`. By the daemon itself: an address space to adopt, or the daemon's own, which tells the
+/// programs who the daemon is. By another process: somebody is about to track perhaps.
 #[inline(always)]
-pub fn handshake(file: u64, buffer: u64) {
+pub fn reads_pagemap(file: u64, buffer: u64) {
     let Some(settings) = SETTINGS.get(0) else { return };
-    if settings.handshake == 0 {
+    let ours = settings.handshake != 0 && begins_with(buffer, settings.handshake);
+    let mm = Probed::u64(file, FILE_PRIVATE_DATA.load());
+    if ours && introduces(mm) {
         return;
     }
+    let interest = if ours { None } else { interest::wanted() };
+    let wanted = if ours {
+        mm != 0 && tracking::get(mm).is_none()
+    } else {
+        interest.is_some()
+    };
+    if !wanted {
+        return;
+    }
+    let target = task_of_proc_file(file);
+    if !passes(target) {
+        return;
+    }
+    match interest {
+        Some(interest) => interest::note(interest),
+        None => adopt(mm, target),
+    }
+}
+
+/// Whether the user's buffer begins with this word.
+#[inline(always)]
+fn begins_with(buffer: u64, expected: u64) -> bool {
     let mut word = 0u64;
     // SAFETY: the helper checks the address and writes eight bytes.
     let error = unsafe {
@@ -138,32 +162,35 @@ pub fn handshake(file: u64, buffer: u64) {
             buffer as *const core::ffi::c_void,
         )
     };
-    if error != 0 || word != settings.handshake {
-        return;
-    }
-    let mm = Probed::u64(file, FILE_PRIVATE_DATA.load());
-    let Some(own) = OWN.get_ptr_mut(0) else { return };
+    error == 0 && word == expected
+}
+
+/// Learns who the daemon is at its first read, which is of its own pagemap. Returns whether this was it.
+#[inline(always)]
+fn introduces(mm: u64) -> bool {
+    let Some(own) = OWN.get_ptr_mut(0) else {
+        return true;
+    };
     // SAFETY: the verifier proves that `own` is a map value; only the daemon's own reads come here.
     let own = unsafe { &mut *own };
-    if own.namespace == 0 {
-        tracking::note_filter_address();
-        paging::note();
-        let task = current();
-        let (level, namespace) = namespace_of(task);
-        own.level = level;
-        own.initial_pid = Probed::u32(task, TASK_TGID.load());
-        own.mm_of_file = mm;
-        own.mm_of_task = Probed::u64(task, TASK_MM.load());
-        own.namespace = namespace;
-        return;
+    if own.namespace != 0 {
+        return false;
     }
-    if mm == 0 || tracking::get(mm).is_some() {
-        return;
-    }
-    let target = task_of_proc_file(file);
-    if !passes(target) {
-        return;
-    }
+    tracking::note_filter_address();
+    paging::note();
+    let task = current();
+    let (level, namespace) = namespace_of(task);
+    own.level = level;
+    own.initial_pid = Probed::u32(task, TASK_TGID.load());
+    own.mm_of_file = mm;
+    own.mm_of_task = Probed::u64(task, TASK_MM.load());
+    own.namespace = namespace;
+    true
+}
+
+/// Tracks an address space that was armed before.
+#[inline(always)]
+fn adopt(mm: u64, target: u64) {
     let tracked = Tracked {
         birth: new_birth(),
         boundary: Boundary::complete(1),

@@ -43,6 +43,7 @@ mod faults;
 mod files;
 mod hooks;
 mod identity;
+mod interest;
 mod layout;
 mod lifetimes;
 mod maps;
@@ -294,7 +295,7 @@ fn pagemap_read_kprobe(context: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn pagemap_entry(arguments: &Arguments<8>) -> u32 {
-    lifetimes::handshake(
+    lifetimes::reads_pagemap(
         arguments.at(ARG_PAGEMAP_READ_FILE.load()),
         arguments.at(ARG_PAGEMAP_READ_BUF.load()),
     );

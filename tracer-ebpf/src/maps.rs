@@ -8,6 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use tracer_common::audit::Moved;
 use tracer_common::counters::{Counter, STRIP, Stage};
+use tracer_common::interest::Interest;
 use tracer_common::pages::{ChunkKey, PageChunk};
 use tracer_common::settings::{Own, Settings};
 use tracer_common::table::{VmaKey, VmaRow};
@@ -111,6 +112,10 @@ pub static UNDER_WAY: Array<WriteUnderWay> = Array::with_max_entries(WRITE_SLOTS
 /// What the daemon wants.
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Who reads pagemap files. The daemon maps it into its memory.
+#[map]
+pub static INTEREST: Array<Interest> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Who the daemon is.
 #[map]

@@ -240,7 +240,10 @@ fn cost() -> Result<()> {
             ..ProbeOptions::default()
         })?;
         anyhow::ensure!(probes.live_births()?.is_empty(), "something is tracked already");
+        // As the daemon has it while nothing is tracked.
+        probes.stop_watching_writes()?;
         rounds(nothing)?;
+        probes.watch_writes()?;
         other.track(&mut probes)?;
         rounds(untracked)?;
         drop(other);

@@ -14,6 +14,7 @@ use crate::config::{self, Here, Outside};
 use crate::export::api::query::EpochName;
 use crate::export::metrics::labels::{self, Label};
 use crate::ledger::Limits;
+use crate::probes::demand::WatchWrites;
 use crate::probes::verdict::AttachMode;
 use crate::probes::{self, self_test};
 use crate::workload::IdPrefix;
@@ -96,6 +97,15 @@ pub struct RunArgs {
     /// their handling time is measured. It costs every such fault of the machine.
     #[arg(long)]
     pub fault_return: bool,
+    /// When page faults are watched for writes, which costs every fault of the machine: while something is tracked, and
+    /// from a read of a pagemap file on, as trackers do before their first clear; or always. With tracked, an epoch that a
+    /// clear opens out of the blue is not trusted (`watch_started_late`); if the very first one must be, take always.
+    #[arg(long, value_enum, default_value_t)]
+    pub watch_writes: WatchWrites,
+    /// With --watch-writes tracked: for how long after the last tracked process has gone, and the last read of a pagemap
+    /// file, at least 1s.
+    #[arg(long, value_name = "DURATION", value_parser = parse_linger, default_value = "1m")]
+    pub watch_writes_for: Duration,
     /// Log every fault of a tracked address space, for debugging.
     #[arg(long)]
     pub trace_faults: bool,
@@ -265,6 +275,15 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Err("it must be longer than 0".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it as 30s, 5m or 1h30m")),
+    }
+}
+
+fn parse_linger(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        // Epochs that are over are finished within this time.
+        Ok(linger) if linger < Duration::from_secs(1) => Err("it must be at least 1s".to_owned()),
+        Ok(linger) => Ok(linger),
+        Err(error) => Err(format!("{error}; write it as 30s or 5m")),
     }
 }
 

@@ -11,6 +11,7 @@ use tracer_common::records::Record;
 
 use super::audits::{Audits, Demand, Finished, due};
 use super::fault_log::log_fault;
+use super::health::unavailable;
 use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
 use super::traced::{Kernel, records_to_wait_for};
@@ -22,11 +23,12 @@ use crate::export::metrics::reading::{MapUsage, Reading};
 use crate::export::metrics::workloads::Workloads;
 use crate::export::page::changes::Changes;
 use crate::export::pulse::Pulse;
-use crate::export::source::{Owner, Readiness, Request};
+use crate::export::source::{Owner, Request};
 use crate::ledger::dump::Dump;
 use crate::ledger::{Clock as _, Ledger, Limits, Losses, Surroundings};
+use crate::probes::demand::{LINGER, WatchWrites, WriteDemand};
 use crate::probes::missed::MissedRuns;
-use crate::probes::verdict::{Mechanism, ProbeVerdict, Verdict};
+use crate::probes::verdict::Mechanism;
 use crate::probes::{PageOwner, Probes, mechanism_of};
 use crate::processes::{Procfs, SystemClock};
 
@@ -74,7 +76,9 @@ pub(super) struct Agent {
     settled_at: Option<Instant>,
     audits: Audits,
     /// Probes that are needed and not attached.
-    unavailable: u64,
+    pub(super) unavailable: u64,
+    /// When write faults are watched.
+    pub(super) demand: WriteDemand,
     pub(super) changes: Changes,
 }
 
@@ -106,6 +110,7 @@ impl Agent {
             recent: Recent::default(),
             settled_at: None,
             audits: Audits::default(),
+            demand: WriteDemand::new(WatchWrites::Always, LINGER),
             changes: Changes::default(),
         }
     }
@@ -113,6 +118,18 @@ impl Agent {
     /// Reads the pagemap of tracked processes on this schedule.
     pub(super) fn with_own_audit(mut self, schedule: Schedule) -> Self {
         self.audits = Audits::new(schedule);
+        self
+    }
+
+    /// Watches write faults on this demand, where that can be ended and begun again.
+    pub(super) fn with_demand(mut self, demand: WriteDemand) -> Self {
+        if self.kernel.probes.can_stop_watching_writes() {
+            self.demand = demand;
+        } else {
+            tracing::warn!(
+                "this kernel does not let write faults go unwatched: they are watched always, or never"
+            );
+        }
         self
     }
 
@@ -131,20 +148,6 @@ impl Agent {
         self
     }
 
-    /// Whether everything that was asked for is attached.
-    pub(super) fn readiness(&self) -> Readiness {
-        let broken = self
-            .kernel
-            .probes
-            .verdicts()
-            .iter()
-            .filter_map(|verdict| match &verdict.verdict {
-                Verdict::Broken { why } => Some(format!("the probe on {} is broken: {why}", verdict.probe)),
-                Verdict::Attached { .. } | Verdict::Unsupported { .. } => None,
-            });
-        Readiness::of(broken.collect())
-    }
-
     /// Works until `end` is ready; then takes in what is left and says how things stand.
     ///
     /// # Errors
@@ -157,7 +160,7 @@ impl Agent {
         self.pulse = owner.pulse.clone();
         self.changes = Changes::new(owner.feed.clone());
         self.pulse.beat(Instant::now());
-        owner.readiness.send_replace(self.readiness());
+        self.tell_readiness(&owner.readiness);
         // What was lost before anything is tracked concerns no epoch.
         self.read_missed();
         self.detectors.note_losses(&self.sample(self.losses()));
@@ -173,6 +176,7 @@ impl Agent {
                 _ = period.tick() => {
                     self.turn(Rows::All);
                     self.sweep();
+                    self.tell_readiness(&owner.readiness);
                 }
                 () = due(due_at) => self.start_audit(Demand::Periodic),
                 () = due(answer_by) => self.answer_without_audit(),
@@ -256,7 +260,7 @@ impl Agent {
             missed_runs_at_ns: self.missed_at_ns,
             unavailable_probes: self.unavailable,
             uncounted_probes: losses.uncounted_probes,
-            watched_since_ns: None,
+            watched_since_ns: self.demand.watched_since_ns(),
             writes_under_way: self.writes_under_way.clone(),
         }
     }
@@ -282,6 +286,7 @@ impl Agent {
         let mut records = std::mem::take(&mut self.records);
         self.writes_under_way = self.kernel.probes.writes_under_way();
         self.kernel.probes.drain(&mut records);
+        self.watch_on_demand(&records);
         let now_ns = SystemClock.monotonic_ns();
         for record in &records {
             match record {
@@ -292,7 +297,11 @@ impl Agent {
                 Record::Track(track) => self.changes.space(track.birth),
                 Record::Exit(exit) => self.changes.epoch(exit.birth, exit.epoch),
                 Record::Fault(fault) => log_fault(fault),
-                Record::Exec(_) | Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
+                Record::Exec(_)
+                | Record::Pages(_)
+                | Record::Vma(_)
+                | Record::Range(_)
+                | Record::Interest(_) => {}
             }
             self.ledger.apply(record, &Procfs, now_ns);
         }
@@ -325,18 +334,19 @@ impl Agent {
         self.pulse.beat(Instant::now());
     }
 
-    fn losses(&self) -> Losses {
+    pub(super) fn losses(&self) -> Losses {
         let sums = self.kernel.probes.counters().sums();
         let late = self.kernel.probes.pages().lost();
         let stages = Stage::ALL.map(|stage| {
             let more = if stage == Stage::PagesStale { late } else { 0 };
             (stage, sums.get(Counter::Stage(stage)) + more)
         });
+        let missed = || self.missed.iter().filter(|missed| missed.concerns_epochs());
         Losses {
             stages: stages.into_iter().collect(),
             undecodable: self.kernel.probes.undecoded(),
-            missed_runs: self.missed.iter().filter_map(|missed| missed.count).sum(),
-            uncounted_probes: self.missed.iter().filter(|missed| missed.count.is_none()).count() as u64,
+            missed_runs: missed().filter_map(|missed| missed.count).sum(),
+            uncounted_probes: missed().filter(|missed| missed.count.is_none()).count() as u64,
         }
     }
 
@@ -467,6 +477,8 @@ impl Agent {
             audits: self.audits.counts,
             process: ProcessUse::now(),
             feed: self.changes.feed().counts(),
+            writes_watched: self.kernel.probes.can_watch_writes() && self.demand.is_watched(),
+            write_watch_attaches: self.demand.attaches(),
             ready: false,
         }
     }
@@ -491,26 +503,4 @@ impl Agent {
         }
         dump
     }
-}
-
-/// Probes that the detectors cannot do without: those of the audit, of write faults, of mremap and of writes to files. Others only name
-/// causes, or belong to what this kernel does not have; but one that is broken may leave anything out.
-const NEEDED: [&str; 8] = [
-    "clear_refs_pte_range",
-    "pagemap_pmd_range",
-    "pagemap_pte_hole",
-    "vma_set_page_prot",
-    "handle_mm_fault",
-    "do_huge_pmd_wp_page",
-    "__x64_sys_mremap",
-    "generic_perform_write",
-];
-
-fn unavailable(verdicts: &[ProbeVerdict]) -> u64 {
-    let missing = verdicts.iter().filter(|verdict| match &verdict.verdict {
-        Verdict::Attached { .. } => false,
-        Verdict::Unsupported { .. } => NEEDED.contains(&verdict.probe.as_str()),
-        Verdict::Broken { .. } => true,
-    });
-    missing.count() as u64
 }

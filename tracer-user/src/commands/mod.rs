@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod dump;
 mod fault_log;
+mod health;
 mod incident_log;
 mod own_audit;
 mod pages;
@@ -16,6 +17,7 @@ mod service;
 mod summary;
 mod traced;
 mod verdict;
+mod watching;
 
 use std::io::Write as _;
 use std::process::ExitCode;

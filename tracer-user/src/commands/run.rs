@@ -20,6 +20,7 @@ use crate::export::metrics::{Facts, Metrics};
 use crate::export::source::{self, Owner};
 use crate::kernel::survey::Survey;
 use crate::ledger::{Limits, Surroundings};
+use crate::probes::demand::WriteDemand;
 use crate::probes::verdict::{AttachMode, ProbeVerdict, Verdict};
 use crate::probes::{self, Filters, ProbeOptions, Probes};
 use crate::processes;
@@ -33,6 +34,7 @@ pub(super) fn run(arguments: &RunArgs) -> Result<()> {
         attach: arguments.attach,
         fault_return: arguments.fault_return,
         trace_faults: arguments.trace_faults,
+        watch_writes: arguments.watch_writes,
         filters: filters(arguments)?,
         limits: probes::Limits {
             address_spaces: arguments.keep.max_address_spaces,
@@ -165,6 +167,10 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     let agent = Agent::new(started, limits, fault_return, metrics, surroundings)
         .with_top_workloads(arguments.top_workloads)
         .with_incident_log(incidents)
+        .with_demand(WriteDemand::new(
+            arguments.watch_writes,
+            arguments.watch_writes_for,
+        ))
         .with_own_audit(Schedule {
             period: arguments.audit_period,
             budget: arguments.audit_budget << 20,

@@ -239,7 +239,7 @@ impl Detectors {
             }
             Record::Range(range) => self.range(range),
             // exec ends an address space by its exit, and faults are counted in rows.
-            Record::Exec(_) | Record::Fault(_) => {}
+            Record::Exec(_) | Record::Fault(_) | Record::Interest(_) => {}
         }
     }
 
@@ -355,7 +355,8 @@ impl Detectors {
             epoch.aliased(&shared);
         }
         let space = self.spaces.entry(track.birth).or_default();
-        space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
+        let epoch = space.epochs.entry(1).or_insert_with(|| Epoch::new(opening));
+        self.losses.note_start(epoch, track.header.time_ns);
     }
 
     fn exit(&mut self, exit: &ExitRecord) {

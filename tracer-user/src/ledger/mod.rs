@@ -134,7 +134,8 @@ impl Ledger {
                     .exit(Some(exit.epoch), exit.header.time_ns, now_ns, &mut ends);
             }
             // Shown to the user, or for the detectors; see `commands::agent`.
-            Record::Fault(_) | Record::Pages(_) | Record::Vma(_) | Record::Range(_) => {}
+            Record::Fault(_) | Record::Pages(_) | Record::Vma(_) | Record::Range(_) | Record::Interest(_) => {
+            }
         }
         self.count_ends(&ends);
     }

@@ -18,6 +18,14 @@ pub struct Description {
     pub details: Option<ProcessDetails>,
 }
 
+impl Ledger {
+    /// Whether any address space is tracked.
+    #[must_use]
+    pub fn is_anything_live(&self) -> bool {
+        self.spaces.values().any(|space| space.phase == Phase::Live)
+    }
+}
+
 impl LedgerView for Ledger {
     fn vmas_at_clear(&self, birth: u64, epoch: u32) -> Option<Vec<VmaAtClear>> {
         let space = self.spaces.get(self.ids.get(&birth)?)?;

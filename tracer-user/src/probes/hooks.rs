@@ -42,6 +42,12 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// Whether a program of the object belongs to this hook.
+    pub fn has(&self, program: &str) -> bool {
+        let programs = self.fentry.iter().chain(self.kprobe);
+        programs.into_iter().any(|own| own.name == program)
+    }
+
     /// The programs that make this hook, return probes first: an entry is never without its return.
     pub fn programs(&self, mechanism: Mechanism, fault_return: bool) -> impl Iterator<Item = HookProgram> {
         let programs = match mechanism {

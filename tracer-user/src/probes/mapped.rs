@@ -106,6 +106,15 @@ impl<T: Pod> MappedArray<T> {
         value
     }
 
+    /// Replaces one word of an entry.
+    ///
+    /// # Panics
+    /// If there is no such entry.
+    pub fn write_word(&self, index: usize, word: usize, value: u64) {
+        // SAFETY: a valid, aligned word of the mapping; volatile because the kernel reads it meanwhile.
+        unsafe { self.word(index, word).write_volatile(value) };
+    }
+
     /// Sets every word of an entry to 0. Only for entries that no program uses.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use aya::maps::{MapData, PerCpuArray};
 use aya::programs::{KProbe, Program};
 use serde::{Deserialize, Serialize};
 
+use super::hooks::START_HOOK;
 use super::object::fdinfo;
 
 /// How often the kernel skipped a program, and whether it counts that at all.
@@ -17,6 +18,15 @@ pub struct MissedRuns {
     pub stage: String,
     /// How often; `None` where it may happen and this kernel does not count it.
     pub count: Option<u64>,
+}
+
+impl MissedRuns {
+    /// Whether a skipped run can leave something out of an epoch. Who is interested in pagemap only decides when write
+    /// faults are watched, and every epoch knows whether they were.
+    #[must_use]
+    pub fn concerns_epochs(&self) -> bool {
+        !START_HOOK.has(&self.program)
+    }
 }
 
 /// Reads the counts of every loaded program from its fdinfo.
@@ -108,6 +118,13 @@ mod tests {
             stage: "recursion".to_owned(),
             count,
         }
+    }
+
+    #[test]
+    fn whoever_reads_pagemap_unseen_makes_no_epoch_doubtful() {
+        assert!(!run("pagemap_read_fentry", Some(1)).concerns_epochs());
+        assert!(!run("pagemap_read_kprobe", Some(1)).concerns_epochs());
+        assert!(run("pagemap_pmd_range_kprobe", Some(1)).concerns_epochs());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 pub mod adopt;
 mod bare;
 pub mod counters;
+pub mod demand;
 pub mod filters;
 mod hooks;
+mod links;
 mod mapped;
 pub mod missed;
 pub mod object;
@@ -13,10 +15,11 @@ mod release;
 mod rows;
 pub mod self_test;
 pub mod self_test_child;
+mod start_error;
 pub mod verdict;
+mod writes;
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -25,7 +28,6 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use log::Log;
-use thiserror::Error;
 use tracer_common::counters::STRIP;
 use tracer_common::records::{DecodeError, Record};
 use tracer_common::settings::{MODE_IDLE, MODE_LIVE, MODE_SELF_TEST, Own, Settings};
@@ -35,6 +37,7 @@ use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 pub use self::bare::Bare;
 use self::counters::Counters;
+use self::demand::WatchWrites;
 pub use self::filters::Filters;
 use self::hooks::{HOOKS, START_HOOK};
 use self::mapped::MappedArray;
@@ -42,8 +45,10 @@ use self::missed::MissedRuns;
 pub use self::pages::{Owner as PageOwner, PageRecords, Written};
 use self::release::Release;
 pub use self::rows::Rows;
-use self::verdict::{AttachMode, Mechanism, ProbeVerdict, Verdict};
-use crate::kernel::layout::{Layout, LayoutError, OverrideError};
+pub use self::start_error::StartError;
+use self::verdict::{AttachMode, Mechanism, ProbeVerdict};
+use self::writes::WriteWatch;
+use crate::kernel::layout::Layout;
 use crate::kernel::preemption::Preemption;
 
 /// Bounds of what the kernel side keeps.
@@ -78,75 +83,14 @@ pub struct ProbeOptions {
     pub fault_return: bool,
     /// Send a record for each fault.
     pub trace_faults: bool,
+    /// When write faults are watched; who starts the probes must see to it.
+    pub watch_writes: WatchWrites,
     /// What to track.
     pub filters: Filters,
     /// Bounds.
     pub limits: Limits,
     /// Level of the programs' own log, 0 (off) to 5 (trace).
     pub probe_log_level: u8,
-}
-
-/// Why sdtrace cannot start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The kernel was built without `CONFIG_DEBUG_INFO_BTF`, or hides it.
-    #[error(
-        "the kernel's type information {path} cannot be read ({0}); sdtrace needs a kernel with \
-         CONFIG_DEBUG_INFO_BTF=y",
-        path = object::BTF_PATH
-    )]
-    NoBtf(#[source] io::Error),
-    /// The kernel's structures are not as sdtrace knows them.
-    #[error("{0}")]
-    Layout(#[source] LayoutError),
-    /// The test hook was misused.
-    #[error("{name}: {0}", name = object::LAYOUT_OVERRIDE)]
-    Override(#[source] OverrideError),
-    /// The kernel refused the eBPF object.
-    #[error("the kernel refuses sdtrace's eBPF object: {}", chain(.0.as_ref()))]
-    Load(#[source] Box<aya::EbpfError>),
-    /// A probe that sdtrace cannot work without could not be attached.
-    #[error("{}", required(.0))]
-    Probes(Vec<ProbeVerdict>),
-    /// What the programs read is not what is there.
-    #[error(
-        "the self-test failed, sdtrace would misread this kernel: {0:#}; please report it with the output of \
-         `uname -a` and `sdtrace check --json`"
-    )]
-    SelfTest(anyhow::Error),
-    /// A filter cannot be used.
-    #[error("{0}")]
-    Filter(String),
-    /// Something else.
-    #[error("{0:#}")]
-    Other(#[from] anyhow::Error),
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-fn required(verdicts: &[ProbeVerdict]) -> String {
-    let missing: Vec<String> = verdicts
-        .iter()
-        .filter(|verdict| verdict.required)
-        .filter_map(|verdict| match &verdict.verdict {
-            Verdict::Attached { .. } => None,
-            Verdict::Unsupported { why } | Verdict::Broken { why } => {
-                Some(format!("{}: {why}", verdict.probe))
-            }
-        })
-        .collect();
-    format!(
-        "probes that sdtrace needs cannot be attached; {}",
-        missing.join("; ")
-    )
 }
 
 /// The attached programs and what they share with us. Dropping it detaches everything.
@@ -164,6 +108,7 @@ pub struct Probes {
     tracked: HashMap<MapData, u64, Tracked>,
     bare: PerCpuArray<MapData, u64>,
     writes: MappedArray<WriteUnderWay>,
+    write_watch: WriteWatch,
     live: Box<Settings>,
     limits: Limits,
     undecoded: u64,
@@ -190,9 +135,10 @@ impl Probes {
         let attach = |object: &mut Ebpf, hook| {
             object::attach(object, &btf, &layout, hook, mechanisms, options.fault_return)
         };
-        let start_hook = attach(&mut probes.object, &START_HOOK);
+        let (start_hook, _) = attach(&mut probes.object, &START_HOOK);
         for hook in HOOKS {
-            let verdict = attach(&mut probes.object, hook);
+            let (verdict, attached) = attach(&mut probes.object, hook);
+            probes.write_watch.take_over(hook, &verdict.verdict, attached);
             probes.verdicts.push(verdict);
         }
         let mut all = probes.verdicts.clone();
@@ -207,7 +153,9 @@ impl Probes {
         probes.kprobes_are_accounted_for = !probes.preemption.is_possible()
             || missed::skipped_runs_are_counted(&mut probes.object, &probes.bare).unwrap_or(false);
         probes.go_live()?;
-        if let Some(mechanism) = start_hook.verdict.mechanism() {
+        if options.watch_writes == WatchWrites::Tracked {
+            probes.write_watch.note_readers();
+        } else if let Some(mechanism) = start_hook.verdict.mechanism() {
             object::detach(&mut probes.object, &START_HOOK, mechanism, options.fault_return);
         }
         Ok(probes)
@@ -235,6 +183,12 @@ impl Probes {
                 .context("the array of writes under way cannot be mapped")?,
             other => return Err(StartError::Other(anyhow::anyhow!("UNDER_WAY is {other:?}"))),
         };
+        let interest = match map("INTEREST")? {
+            aya::maps::Map::Array(data) => {
+                MappedArray::new(data, 1).context("the array of interest cannot be mapped")?
+            }
+            other => return Err(StartError::Other(anyhow::anyhow!("INTEREST is {other:?}"))),
+        };
         let other = |error: aya::maps::MapError| StartError::Other(error.into());
         Ok(Self {
             counters: Counters::new(counters),
@@ -247,6 +201,7 @@ impl Probes {
             tracked: HashMap::try_from(map("TRACKED")?).map_err(other)?,
             bare: PerCpuArray::try_from(map("BARE")?).map_err(other)?,
             writes,
+            write_watch: WriteWatch::new(interest),
             verdicts: Vec::new(),
             live,
             limits: options.limits,

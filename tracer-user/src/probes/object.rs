@@ -9,6 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use tracer_common::counters::STRIP;
 
 use super::hooks::Hook;
+use super::links::{self, Attached};
 use super::verdict::{Mechanism, ProbeVerdict, Verdict};
 use super::{ProbeOptions, StartError};
 use crate::kernel::kallsyms::Symbols;
@@ -92,7 +93,7 @@ pub fn load(layout: &Layout, options: &ProbeOptions, cpus: u32) -> Result<Ebpf, 
         .map_err(|error| StartError::Load(Box::new(error)))
 }
 
-/// Attaches one hook by the first mechanism that works.
+/// Attaches one hook by the first mechanism that works. The programs are those that are attached then.
 pub fn attach(
     object: &mut Ebpf,
     btf: &aya::Btf,
@@ -100,17 +101,40 @@ pub fn attach(
     hook: &Hook,
     mechanisms: &[Mechanism],
     fault_return: bool,
-) -> ProbeVerdict {
+) -> (ProbeVerdict, Vec<Attached>) {
     let verdict = |verdict, fell_back_because| ProbeVerdict {
         probe: hook.target.to_owned(),
         required: hook.required,
         verdict,
         fell_back_because,
     };
+    if let Some(why) = not_to_be_tried(layout, hook) {
+        return (verdict(why, None), Vec::new());
+    }
+    let mut failures: Vec<String> = Vec::new();
+    for &mechanism in mechanisms {
+        match attach_by(object, btf, hook, mechanism, fault_return) {
+            Ok(attached) => {
+                let because = (!failures.is_empty()).then(|| failures.join("; "));
+                return (verdict(Verdict::Attached { mechanism }, because), attached);
+            }
+            Err(error) => {
+                failures.push(format!("{}: {}", mechanism.label(), explain(&error)));
+                // What was attached of this hook goes again: no entry without its return.
+                detach(object, hook, mechanism, fault_return);
+            }
+        }
+    }
+    let why = failures.join("; ");
+    (verdict(Verdict::Broken { why }, None), Vec::new())
+}
+
+/// Why this kernel's layout alone forbids a hook.
+fn not_to_be_tried(layout: &Layout, hook: &Hook) -> Option<Verdict> {
     if DIRECT_READS.contains(&hook.target)
         && let Some(why) = direct_reads_need_no_probe(layout)
     {
-        return verdict(Verdict::Unsupported { why: why.to_owned() }, None);
+        return Some(Verdict::Unsupported { why: why.to_owned() });
     }
     if let Some(function) = layout.function(hook.target)
         && function.count() == ABSENT
@@ -122,7 +146,7 @@ pub fn attach(
         } else {
             Verdict::Unsupported { why }
         };
-        return verdict(missed, None);
+        return Some(missed);
     }
     if let Some((name, value)) = hook
         .fixed
@@ -133,34 +157,15 @@ pub fn attach(
             "{name} is {:?}, this version of sdtrace only knows {value}",
             layout.global(name)
         );
-        return verdict(Verdict::Unsupported { why }, None);
+        return Some(Verdict::Unsupported { why });
     }
     if PAGE_TABLE_READERS.contains(&hook.target) && !page_tables_are_known(layout) {
         let why = "the kernel's symbols do not say where its direct map begins (page_offset_base in /proc/kallsyms; \
                    needs CAP_SYSLOG and kernel.kptr_restrict below 2), so page tables cannot be read"
             .to_owned();
-        return verdict(Verdict::Unsupported { why }, None);
+        return Some(Verdict::Unsupported { why });
     }
-    let mut failures: Vec<String> = Vec::new();
-    for &mechanism in mechanisms {
-        match attach_by(object, btf, hook, mechanism, fault_return) {
-            Ok(()) => {
-                let because = (!failures.is_empty()).then(|| failures.join("; "));
-                return verdict(Verdict::Attached { mechanism }, because);
-            }
-            Err(error) => {
-                failures.push(format!("{}: {}", mechanism.label(), explain(&error)));
-                // What was attached of this hook goes again: no entry without its return.
-                detach(object, hook, mechanism, fault_return);
-            }
-        }
-    }
-    verdict(
-        Verdict::Broken {
-            why: failures.join("; "),
-        },
-        None,
-    )
+    None
 }
 
 /// Hooks whose programs look into page tables. Without them attached no epoch is trusted.
@@ -231,40 +236,17 @@ fn attach_by(
     hook: &Hook,
     mechanism: Mechanism,
     fault_return: bool,
-) -> Result<(), ProgramError> {
+) -> Result<Vec<Attached>, ProgramError> {
+    let mut attached = Vec::new();
     for wanted in hook.programs(mechanism, fault_return) {
-        let program = object
-            .program_mut(wanted.name)
-            .ok_or_else(|| ProgramError::IOError(io::Error::other(format!("no program {}", wanted.name))))?;
-        match program {
-            Program::FEntry(program) => {
-                program.load(hook.target, btf)?;
-                program.attach()?;
-            }
-            Program::FExit(program) => {
-                program.load(hook.target, btf)?;
-                program.attach()?;
-            }
-            Program::KProbe(program) => {
-                program.load()?;
-                program.attach(hook.target, 0)?;
-            }
-            Program::BtfTracePoint(program) => {
-                program.load(hook.target, btf)?;
-                program.attach()?;
-            }
-            Program::RawTracePoint(program) => {
-                program.load()?;
-                program.attach(hook.target)?;
-            }
-            _ => return Err(ProgramError::UnexpectedProgramType),
-        }
+        links::load(object, btf, hook, wanted)?;
+        attached.push(links::attach(object, hook, wanted)?);
     }
-    Ok(())
+    Ok(attached)
 }
 
 /// The whole chain of an error in one line; a verifier log is cut to its last lines.
-fn explain(error: &ProgramError) -> String {
+pub fn explain(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,

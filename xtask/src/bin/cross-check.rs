@@ -86,7 +86,11 @@ fn play(case: Case, attach: &str, out: &Path) -> Result<()> {
     };
     let listen = SocketAddr::from(([127, 0, 0, 1], 9955));
     let log = out.join("sdtrace.log");
-    let daemon = Daemon::start(listen, &["--attach", attach], &log.to_string_lossy())?;
+    let daemon = Daemon::start(
+        listen,
+        &["--attach", attach, "--watch-writes", "always"],
+        &log.to_string_lossy(),
+    )?;
     play(&daemon)?;
     let status = daemon.end(Signal::TERM)?;
     ensure!(status.success(), "sdtrace ended with {status}");

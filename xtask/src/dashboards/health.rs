@@ -144,6 +144,20 @@ fn probes() -> Vec<Panel> {
             vec![query("sum by (run) (rate(sdtrace_probe_runs_total{@}[$__rate_interval]))", "{{run}}")],
         ),
         Panel::new(
+            Kind::Lines,
+            "Write faults watched",
+            "Nodes on which the programs on handle_mm_fault are attached, which every fault of the machine comes by, and how often \
+             they were attached in a second: something is tracked, or somebody reads pagemap.",
+            "none",
+            vec![
+                query("sum(sdtrace_writes_watched{@})", "nodes"),
+                query(
+                    "sum(rate(sdtrace_write_watch_attaches_total{@}[$__rate_interval]))",
+                    "attaches/s",
+                ),
+            ],
+        ),
+        Panel::new(
             Kind::Table(vec!["probe", "stage"]),
             "Are skipped runs counted?",
             "Nodes whose kernel counts the skipped runs of a program at a stage, and nodes where they may happen unseen.",

@@ -69,6 +69,9 @@ pub fn run(options: &Options) -> Result<()> {
         &options.attach,
         "--incident-log",
         &log.to_string_lossy(),
+        // The first epoch of the first scenario counts like any other.
+        "--watch-writes",
+        "always",
         // Nothing may be forgotten before it is looked at.
         "--keep-ended",
         "4096",

@@ -61,7 +61,15 @@ pub fn run(plan: &Plan, out: &Path) -> Result<bool> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 9955));
     let incidents = out.join("incidents.jsonl");
     let incidents = incidents.to_string_lossy();
-    let arguments = ["--attach", &plan.attach, "--incident-log", &incidents];
+    // The oracle is judged from its first epoch on.
+    let arguments = [
+        "--attach",
+        &plan.attach,
+        "--incident-log",
+        &incidents,
+        "--watch-writes",
+        "always",
+    ];
     let daemon = Daemon::start(listen, &arguments, &log.to_string_lossy())?;
     // Not before: compaction in a loop leaves little time to load and verify programs in.
     let _features = Set::new(plan.features)?;

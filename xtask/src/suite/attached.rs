@@ -64,6 +64,18 @@ impl Attached {
     }
 }
 
+/// Lines of both lists that name this function: nothing is attached to it if there are none.
+///
+/// # Errors
+/// If a list cannot be read.
+pub fn on(function: &str) -> Result<Vec<String>> {
+    let mut found = lines("/sys/kernel/tracing/enabled_functions")?;
+    found.extend(lines("/sys/kernel/debug/kprobes/list")?);
+    // `handle_mm_fault (1) …` and `ffffffff81280f60  k  handle_mm_fault+0x0    [FTRACE]`.
+    found.retain(|line| line.split([' ', '+']).any(|word| word == function));
+    Ok(found)
+}
+
 fn lines(path: &str) -> Result<Vec<String>> {
     let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
     Ok(text.lines().map(str::to_owned).collect())

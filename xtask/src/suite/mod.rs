@@ -9,6 +9,7 @@ mod cases;
 pub mod compare;
 pub mod daemon;
 pub mod exposition;
+pub mod kept;
 pub mod ledger;
 mod scene;
 pub mod service;

@@ -165,6 +165,49 @@ fn epochs_that_no_clear_opened_are_not_trusted() {
 }
 
 #[test]
+fn an_epoch_from_before_the_last_attaching_is_late_however_it_began() {
+    let watched = |story: &mut Story, watched_since_ns| {
+        story.detectors.note_losses(&Sample {
+            watched_since_ns,
+            ..Sample::default()
+        });
+    };
+    let is_late = |story: &Story, epoch| {
+        let reasons = story.of(epoch).reasons;
+        reasons.iter().any(|reason| reason.name == "watch_started_late")
+    };
+    let mut story = Story::new();
+    watched(&mut story, Some(u64::MAX));
+    story.clear(1, vec![]);
+    assert!(is_late(&story, 1));
+    // Attached after the record of the second was written, and before it is taken in; the third is later.
+    let at_ns = story.now + 1000;
+    watched(&mut story, Some(at_ns));
+    story.clear(2, vec![]);
+    story.clear(3, vec![]);
+    assert!(is_late(&story, 2) && !is_late(&story, 3));
+    // Detached: whatever is taken in now may have begun after that.
+    watched(&mut story, Some(u64::MAX));
+    story.clear(4, vec![]);
+    assert!(is_late(&story, 4) && !is_late(&story, 3));
+    for origin in [ORIGIN_ADOPTED, ORIGIN_FORK] {
+        for (since_ns, late) in [(None, false), (Some(0), false), (Some(u64::MAX), true)] {
+            let mut story = Story::new();
+            watched(&mut story, since_ns);
+            let header = story.header();
+            story.apply(&Record::Track(TrackRecord {
+                header,
+                birth: BIRTH,
+                origin,
+                target: task(50),
+                ..TrackRecord::default()
+            }));
+            assert_eq!(is_late(&story, 1), late, "{origin} {since_ns:?}");
+        }
+    }
+}
+
+#[test]
 fn records_that_never_came_leave_their_mark() {
     let mut story = Story::new();
     story.clear(1, vec![]);

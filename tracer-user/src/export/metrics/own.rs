@@ -65,6 +65,18 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
             "Processes that could not be read when sdtrace looked for armed ones at its start.",
         )
         .single(reading.unreadable_at_start),
+        Family::gauge(
+            "sdtrace_writes_watched",
+            "1 if write faults are watched: the programs on handle_mm_fault are attached, which every fault of the \
+             machine comes by. 0 while nothing is tracked and nobody has read pagemap of late (--watch-writes).",
+        )
+        .single(u64::from(reading.writes_watched)),
+        Family::counter(
+            "sdtrace_write_watch_attaches_total",
+            "How often the programs on handle_mm_fault were attached after the start: something was tracked, or \
+             somebody read pagemap.",
+        )
+        .single(reading.write_watch_attaches),
         Family::gauge("sdtrace_ready", "1 if /readyz says yes.").single(u64::from(reading.ready)),
         Family::gauge(
             "sdtrace_ledger_incomplete",

@@ -90,6 +90,10 @@ pub struct Reading {
     pub process: Option<ProcessUse>,
     /// The pages that are open.
     pub feed: FeedCounts,
+    /// Whether write faults are watched now.
+    pub writes_watched: bool,
+    /// How often that was begun anew.
+    pub write_watch_attaches: u64,
     /// Whether `/readyz` says yes.
     pub ready: bool,
 }

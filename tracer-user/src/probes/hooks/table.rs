@@ -322,7 +322,7 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
-        // Which pages were written. Every fault of the machine comes by.
+        // Which pages were written. Every fault of the machine comes by, so it is attached on demand.
         target: "handle_mm_fault",
         required: false,
         fentry: &[program!("handle_mm_fault_fexit", Return)],
@@ -422,8 +422,8 @@ pub const HOOKS: &[Hook] = &[
     },
 ];
 
-/// Attached only while sdtrace starts: it tells the programs who the daemon is, and adopts address spaces that
-/// were armed before.
+/// While sdtrace starts, it tells the programs who the daemon is, and adopts address spaces that were armed before. After
+/// that it tells who is about to track, if write faults are watched on demand; else it goes.
 pub const START_HOOK: Hook = Hook {
     target: "pagemap_read",
     required: true,

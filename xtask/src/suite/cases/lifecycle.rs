@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::suite::actor::Actor;
-use crate::suite::attached::Attached;
+use crate::suite::attached::{self, Attached};
 use crate::suite::{Suite, compare, verdicts};
 
 pub fn starts(suite: &mut Suite) -> Result<()> {
@@ -74,6 +74,12 @@ pub fn kill_detaches(suite: &mut Suite) -> Result<()> {
         (filtered, faults, ledger.address_spaces.len()) == (1, 0, 0),
         "of a process that the filter leaves out: {filtered} clears, {faults} faults, {} address spaces",
         ledger.address_spaces.len()
+    );
+    // Its own clear and its look at its own pagemap are no reason to watch the faults of the machine.
+    let watching = attached::on("handle_mm_fault")?;
+    ensure!(
+        watching.is_empty(),
+        "a process that the filter leaves out has them attached: {watching:?}"
     );
     actor.end()?;
     let status = suite

@@ -6,6 +6,7 @@ mod load;
 mod operations;
 mod processes;
 mod scenes;
+mod watching;
 
 use super::Test;
 
@@ -30,6 +31,9 @@ pub fn all() -> Vec<Test> {
         operations::the_service_runs_without_root,
         operations::the_least_privileges_are_enough,
         operations::a_container_is_tracked_alone,
+        watching::writes_are_watched_on_demand,
+        watching::writes_are_always_watched_if_told,
+        watching::what_cannot_be_attached_is_said,
         lifecycle::starts,
         lifecycle::verdicts_are_as_expected,
         processes::armed_before_the_start_is_adopted,
