@@ -139,6 +139,14 @@ pub struct RunArgs {
     /// How many MiB of address space it reads each time, over all processes; the rest waits for its turn.
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub audit_budget: u64,
+    /// How many clean pages of each tracked address space are drawn by chance after a clear, and whose content is compared
+    /// later: another content without the soft-dirty bit proves a missed write, whatever made it. 0: none. It reads the
+    /// memory of tracked processes, and keeps a digest of each page only.
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub verify_pages: u32,
+    /// How many MiB of memory may be read for that in a second, over all processes.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub verify_budget: u64,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,

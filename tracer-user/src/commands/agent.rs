@@ -14,6 +14,8 @@ use super::fault_log::log_fault;
 use super::incident_log::IncidentLog;
 use super::own_audit::{self, Schedule, Target};
 use super::traced::{Kernel, records_to_wait_for};
+use super::verify::{Order, Settings};
+use crate::detectors::verify::Reading as VerifyReading;
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::metrics::Metrics;
@@ -100,9 +102,9 @@ impl Agent {
         }
     }
 
-    /// Reads the pagemap of tracked processes on this schedule.
-    pub(super) fn with_own_audit(mut self, schedule: Schedule) -> Self {
-        self.audits = Audits::new(schedule);
+    /// Reads the pagemap of tracked processes on this schedule, and verifies contents as these settings say.
+    pub(super) fn with_own_audit(mut self, schedule: Schedule, verify: Settings) -> Self {
+        self.audits = Audits::new(schedule, verify);
         self
     }
 
@@ -217,7 +219,7 @@ impl Agent {
             self.recent.note(incident);
         }
         self.tell_pages();
-        if !self.audits.is_off() && !self.detectors.take_moved().is_empty() {
+        if self.audits.audits() && !self.detectors.take_moved().is_empty() {
             self.start_audit(Demand::Verify);
         }
     }
@@ -263,9 +265,11 @@ impl Agent {
         let mut records = std::mem::take(&mut self.records);
         self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
+        let mut cleared = false;
         for record in &records {
             match record {
                 Record::Clear(clear) => {
+                    cleared = true;
                     self.metrics.count_clear(clear);
                     self.changes.epoch(clear.birth, clear.epoch);
                 }
@@ -292,6 +296,9 @@ impl Agent {
         }
         self.records = records;
         self.detect(losses, now_ns);
+        if cleared && self.audits.verifies() {
+            self.start_audit(Demand::Sample);
+        }
         let finished = self.detectors.take_finished();
         if let Some(workloads) = &mut self.workloads {
             for (birth, verdict) in finished {
@@ -347,25 +354,44 @@ impl Agent {
 
     /// Starts sdtrace's own audit, unless one is under way.
     fn start_audit(&mut self, demand: Demand) {
-        let targets = self.ledger.live().into_iter().filter_map(|(birth, epoch)| {
-            let owner = self
-                .ledger
-                .describe(birth)?
-                .owner
-                .filter(|owner| owner.pid != 0)?;
+        let (mut targets, mut orders) = (Vec::new(), Vec::new());
+        for (birth, epoch) in self.ledger.live() {
+            let space = self.ledger.describe(birth);
+            let Some(owner) = space.and_then(|space| space.owner).filter(|owner| owner.pid != 0) else {
+                continue;
+            };
+            let (pid, start_ns) = (owner.pid, owner.start_ns);
             let verify = self.detectors.to_verify(birth);
-            Some(Target {
+            targets.push(Target {
                 birth,
                 epoch,
-                pid: owner.pid,
-                start_ns: owner.start_ns,
+                pid,
+                start_ns,
                 from: 0,
                 verify: verify
                     .filter(|(of, _)| *of == epoch)
                     .map_or_else(Vec::new, |(_, ranges)| ranges),
-            })
-        });
-        self.audits.start(demand, targets.collect());
+            });
+            let areas = if self.audits.wants_sample(birth, epoch) {
+                match self.detectors.to_sample(birth) {
+                    Some((of, areas)) if of == epoch => areas,
+                    _ => continue,
+                }
+            } else {
+                Vec::new()
+            };
+            orders.push(Order {
+                birth,
+                epoch,
+                pid,
+                start_ns,
+                areas,
+            });
+        }
+        // By birth: the ledger's order is that of its numbers.
+        targets.sort_unstable_by_key(|target| target.birth);
+        orders.sort_unstable_by_key(|order| order.birth);
+        self.audits.start(demand, targets, orders);
     }
 
     /// Answers whoever has waited for an audit long enough.
@@ -378,11 +404,9 @@ impl Agent {
 
     /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
     fn audited(&mut self, done: Finished) {
-        self.turn(if done.answers.is_empty() {
-            Rows::Cleared
-        } else {
-            Rows::All
-        });
+        // Rows tell of a clear that began before the reading was over, so all are looked at before it is judged.
+        let all = !done.answers.is_empty() || !done.readings.is_empty();
+        self.turn(if all { Rows::All } else { Rows::Cleared });
         let now_ns = SystemClock.monotonic_ns();
         for (target, pages) in &done.read.seen {
             for page in pages {
@@ -396,7 +420,7 @@ impl Agent {
                 );
             }
         }
-        if !done.only_verify {
+        if done.audited {
             for (target, result) in &done.read.results {
                 match result {
                     own_audit::Result::Complete => self.detectors.note_audit(target.birth, true),
@@ -406,6 +430,7 @@ impl Agent {
                 }
             }
         }
+        self.judge(&done.readings);
         self.detect(self.losses(), now_ns);
         for answer in done.answers {
             drop(answer.send(self.dump()));
@@ -414,6 +439,20 @@ impl Agent {
             self.start_audit(Demand::Dump);
         } else if self.audits.take_verify_again() {
             self.start_audit(Demand::Verify);
+        } else if self.audits.take_sample_again() {
+            self.start_audit(Demand::Sample);
+        }
+    }
+
+    /// Takes in what verify has read.
+    fn judge(&mut self, readings: &[VerifyReading]) {
+        if readings.iter().any(|reading| !reading.changed.is_empty()) {
+            // A file of /proc for each program; but whether a clear was not seen must be known before a miss is told.
+            self.missed = self.kernel.probes.missed_runs();
+            self.detectors.note_losses(&self.sample(self.losses()));
+        }
+        for reading in readings {
+            self.detectors.verified(reading, &self.ledger);
         }
     }
 
@@ -445,6 +484,7 @@ impl Agent {
             detection: self.detectors.summary(),
             incidents: self.incident_log.counts(),
             audits: self.audits.counts,
+            verify: self.audits.verify_counts,
             process: ProcessUse::now(),
             feed: self.changes.feed().counts(),
             ready: false,

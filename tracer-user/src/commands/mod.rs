@@ -16,6 +16,7 @@ mod service;
 mod summary;
 mod traced;
 mod verdict;
+mod verify;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use super::agent::Agent;
 use super::incident_log::IncidentLog;
 use super::own_audit::Schedule;
 use super::summary::Summary;
+use super::verify::Settings;
 use super::{preflight, round_trip, service};
 use crate::cli::{LogFormat, RunArgs, UsageError};
 use crate::export::http::{self, Exporter};
@@ -165,10 +166,16 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
     let agent = Agent::new(started, limits, fault_return, metrics, surroundings)
         .with_top_workloads(arguments.top_workloads)
         .with_incident_log(incidents)
-        .with_own_audit(Schedule {
-            period: arguments.audit_period,
-            budget: arguments.audit_budget << 20,
-        });
+        .with_own_audit(
+            Schedule {
+                period: arguments.audit_period,
+                budget: arguments.audit_budget << 20,
+            },
+            Settings {
+                pages: arguments.verify_pages,
+                bytes_per_second: arguments.verify_budget << 20,
+            },
+        );
     let reading = Box::pin(work(
         agent,
         owner,

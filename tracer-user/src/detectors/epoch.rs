@@ -74,6 +74,9 @@ pub(super) struct Epoch {
     pub(super) blind: [u64; Blind::ALL.len()],
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
+    /// Pages whose content was compared, and those of them whose write was missed.
+    pub(super) verified_pages: u64,
+    pub(super) verified_missed: u64,
 }
 
 impl Epoch {
@@ -107,6 +110,8 @@ impl Epoch {
             unknown,
             blind,
             audited: None,
+            verified_pages: 0,
+            verified_missed: 0,
         }
     }
 

@@ -268,6 +268,16 @@ impl AtClear {
             .filter(move |vma| vma.range().overlaps(range))
     }
 
+    /// All of them.
+    pub(super) fn vmas(&self) -> impl Iterator<Item = &VmaAtClear> {
+        self.vmas.iter()
+    }
+
+    /// Whether this is shared memory that is mapped a second time.
+    pub(super) fn is_aliased(&self, range: Range) -> bool {
+        self.aliased().any(|vma| vma.range().overlaps(range))
+    }
+
     /// The parts of the range that were mapped at the clear, by VMA.
     pub(super) fn mapped(&self, range: Range) -> RangeSet {
         let mut parts = RangeSet::default();
