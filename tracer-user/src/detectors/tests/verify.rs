@@ -135,8 +135,13 @@ fn the_cause_is_what_is_known_of_the_memory() {
     let nothing = |_: &mut Story| ();
     assert_eq!(cause(aliased(0, 64), &nothing), "other-mapper");
     assert_eq!(cause(shared(0, 64), &nothing), "pinned-buffer");
-    let ring = vma(0, 64, VM_SHARED | 0x4_0000, VmaKind::SharedFile);
+    let other_ring = vma(0, 64, VM_SHARED | 0x4_0000, VmaKind::SharedFile);
+    let ring = VmaAtClear {
+        inode: 8,
+        ..other_ring
+    };
     assert_eq!(cause(ring, &nothing), "aio-ring");
+    assert_eq!(cause(other_ring, &nothing), "pinned-buffer");
     let file = VmaAtClear {
         inode: 9,
         ..vma(0, 64, VM_SHARED, VmaKind::SharedFile)

@@ -77,7 +77,9 @@ fn cause_of(epoch: &Epoch, vma: &VmaAtClear, page: Range) -> Cause {
         return Cause::MremapTableMove;
     }
     let blind = |blind: Blind| epoch.blind[blind as usize] > 0;
-    if vma.is_shared() && vma.key.flags & VM_DONTEXPAND != 0 && blind(Blind::AioRing) {
+    // Its file has an inode of its own (aio_private_file); other rings of the kernel's are files of the anonymous inode.
+    let is_ring = vma.is_shared() && vma.inode != 0 && vma.key.flags & VM_DONTEXPAND != 0;
+    if is_ring && blind(Blind::AioRing) {
         return Cause::AioRing;
     }
     // Which of the VMAs are mapped by others was asked at the clear; what is mapped since a fork is not.
