@@ -60,16 +60,8 @@ fn guests(kernels: &[Kernel], extent: Extent) -> Vec<(Kernel, &'static str)> {
         .collect()
 }
 
-/// Checks each kernel; fails if sdtrace says something else than the rules and the committed file ask for.
-pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
-    let programs = Programs::build()?;
-    let cache = Kernels::open()?;
-    let mut ready = Vec::new();
-    for wanted in kernels {
-        ready.push(cache.provide(*wanted, false)?);
-    }
-    let expected = Expected::committed()?;
-    let mut guests = guests(&ready, extent);
+/// Those of the guests that [`ONLY`] names, or all.
+fn chosen(mut guests: Vec<(Kernel, &'static str)>) -> Result<Vec<(Kernel, &'static str)>> {
     if let Some(only) = env::var_os(ONLY) {
         let only = only.to_string_lossy().into_owned();
         guests.retain(|(kernel, mode)| {
@@ -82,6 +74,19 @@ pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
         );
         say(&format!("only the guests {only}, because {ONLY} says so"));
     }
+    Ok(guests)
+}
+
+/// Checks each kernel; fails if sdtrace says something else than the rules and the committed file ask for.
+pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
+    let programs = Programs::build()?;
+    let cache = Kernels::open()?;
+    let mut ready = Vec::new();
+    for wanted in kernels {
+        ready.push(cache.provide(*wanted, false)?);
+    }
+    let expected = Expected::committed()?;
+    let guests = chosen(guests(&ready, extent))?;
     let results = two_at_a_time(&guests, |(kernel, mode)| {
         let name = format!("{} {mode}", kernel.source.series);
         let report = play(kernel, mode, &name, &programs)
@@ -124,24 +129,20 @@ pub fn cases(kernel: Wanted) -> Result<()> {
 pub fn verify(kernels: &[Wanted], extent: Extent) -> Result<()> {
     let programs = Programs::build()?;
     let cache = Kernels::open()?;
-    let mut ready = Vec::new();
+    let mut guests = Vec::new();
     for wanted in kernels {
         let kernel = cache.provide(*wanted, false)?;
         if extent == Extent::Full || OTHER_MODE.contains(&kernel.source.series) {
-            ready.push(kernel);
+            guests.push((kernel, "auto"));
         }
     }
-    let results = two_at_a_time(&ready, |kernel| {
-        let series = kernel.source.series;
-        case(
-            kernel,
-            "cross-check case verify",
-            &format!("verify-{series}"),
-            &programs,
-        )
+    let guests = chosen(guests)?;
+    let results = two_at_a_time(&guests, |(kernel, _)| {
+        let folder = format!("verify-{}", kernel.source.series);
+        case(kernel, "cross-check case verify", &folder, &programs)
     });
     let mut failures = Vec::new();
-    for (kernel, result) in ready.iter().zip(results) {
+    for ((kernel, _), result) in guests.iter().zip(results) {
         let series = kernel.source.series;
         match result {
             Ok(said) => println!("{series}:\n{said}"),
