@@ -9,13 +9,12 @@ use anyhow::{Context as _, Result};
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::records::Record;
 
-use super::audits::{Audits, Demand, Finished, due};
+use super::audits::{Audits, Demand, due};
 use super::fault_log::log_fault;
 use super::incident_log::IncidentLog;
-use super::own_audit::{self, Schedule, Target};
+use super::own_audit::Schedule;
 use super::traced::{Kernel, records_to_wait_for};
-use super::verify::{Order, Settings};
-use crate::detectors::verify::Reading as VerifyReading;
+use super::verify::Settings;
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::metrics::Metrics;
@@ -43,7 +42,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// Which rows a turn looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rows {
+pub(super) enum Rows {
     /// All: once a second, and before anything is told.
     All,
     /// Those of address spaces that were cleared since.
@@ -58,7 +57,7 @@ pub(super) struct Agent {
     surroundings: Surroundings,
     fault_times_measured: bool,
     records: Vec<Record>,
-    missed: Vec<MissedRuns>,
+    pub(super) missed: Vec<MissedRuns>,
     pulse: Pulse,
     workloads: Option<Workloads>,
     pub(super) detectors: Detectors,
@@ -67,7 +66,7 @@ pub(super) struct Agent {
     pub(super) recent: Recent,
     /// When epochs were finished last.
     settled_at: Option<Instant>,
-    audits: Audits,
+    pub(super) audits: Audits,
     /// Probes that are needed and not attached.
     unavailable: u64,
     pub(super) changes: Changes,
@@ -198,7 +197,7 @@ impl Agent {
     }
 
     /// Has the detectors draw their conclusions, and tells them.
-    fn detect(&mut self, mut losses: Losses, now_ns: u64) {
+    pub(super) fn detect(&mut self, mut losses: Losses, now_ns: u64) {
         let due = self.settled_at.is_none_or(|at| at.elapsed() >= SETTLING);
         // An epoch is finished only after the skipped runs of probes have been read.
         if due && self.detectors.is_anything_over(now_ns) {
@@ -225,7 +224,7 @@ impl Agent {
     }
 
     /// What was lost so far, for the detectors.
-    fn sample(&self, losses: Losses) -> Sample {
+    pub(super) fn sample(&self, losses: Losses) -> Sample {
         let missing = ["missing_records", "missing_exits", "inconsistent"];
         let ledger = self.ledger.incomplete();
         Sample {
@@ -261,7 +260,7 @@ impl Agent {
     }
 
     /// Takes in all waiting records, then looks at the rows.
-    fn turn(&mut self, rows: Rows) {
+    pub(super) fn turn(&mut self, rows: Rows) {
         let mut records = std::mem::take(&mut self.records);
         self.kernel.probes.drain(&mut records);
         let now_ns = SystemClock.monotonic_ns();
@@ -312,7 +311,7 @@ impl Agent {
         self.pulse.beat(Instant::now());
     }
 
-    fn losses(&self) -> Losses {
+    pub(super) fn losses(&self) -> Losses {
         let sums = self.kernel.probes.counters().sums();
         let late = self.kernel.probes.pages().lost();
         let stages = Stage::ALL.map(|stage| {
@@ -352,110 +351,6 @@ impl Agent {
         }
     }
 
-    /// Starts sdtrace's own audit, unless one is under way.
-    fn start_audit(&mut self, demand: Demand) {
-        let (mut targets, mut orders) = (Vec::new(), Vec::new());
-        for (birth, epoch) in self.ledger.live() {
-            let space = self.ledger.describe(birth);
-            let Some(owner) = space.and_then(|space| space.owner).filter(|owner| owner.pid != 0) else {
-                continue;
-            };
-            let (pid, start_ns) = (owner.pid, owner.start_ns);
-            let verify = self.detectors.to_verify(birth);
-            targets.push(Target {
-                birth,
-                epoch,
-                pid,
-                start_ns,
-                from: 0,
-                verify: verify
-                    .filter(|(of, _)| *of == epoch)
-                    .map_or_else(Vec::new, |(_, ranges)| ranges),
-            });
-            let areas = if self.audits.wants_sample(birth, epoch) {
-                match self.detectors.to_sample(birth) {
-                    Some((of, areas)) if of == epoch => areas,
-                    _ => continue,
-                }
-            } else {
-                Vec::new()
-            };
-            orders.push(Order {
-                birth,
-                epoch,
-                pid,
-                start_ns,
-                areas,
-            });
-        }
-        // By birth: the ledger's order is that of its numbers.
-        targets.sort_unstable_by_key(|target| target.birth);
-        orders.sort_unstable_by_key(|order| order.birth);
-        self.audits.start(demand, targets, orders);
-    }
-
-    /// Answers whoever has waited for an audit long enough.
-    fn answer_without_audit(&mut self) {
-        self.turn(Rows::All);
-        for answer in self.audits.take_waiting() {
-            drop(answer.send(self.dump()));
-        }
-    }
-
-    /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
-    fn audited(&mut self, done: Finished) {
-        // Rows tell of a clear that began before the reading was over, so all are looked at before it is judged.
-        let all = !done.answers.is_empty() || !done.readings.is_empty();
-        self.turn(if all { Rows::All } else { Rows::Cleared });
-        let now_ns = SystemClock.monotonic_ns();
-        for (target, pages) in &done.read.seen {
-            for page in pages {
-                self.detectors.seen_in_pagemap(
-                    target.birth,
-                    target.epoch,
-                    page.address,
-                    page.present,
-                    page.soft_dirty,
-                    now_ns,
-                );
-            }
-        }
-        if done.audited {
-            for (target, result) in &done.read.results {
-                match result {
-                    own_audit::Result::Complete => self.detectors.note_audit(target.birth, true),
-                    own_audit::Result::UpTo(_) => self.detectors.note_audit(target.birth, false),
-                    // Its exit tells, or it cannot be seen from here.
-                    own_audit::Result::Gone => {}
-                }
-            }
-        }
-        self.judge(&done.readings);
-        self.detect(self.losses(), now_ns);
-        for answer in done.answers {
-            drop(answer.send(self.dump()));
-        }
-        if self.audits.is_waited_for() {
-            self.start_audit(Demand::Dump);
-        } else if self.audits.take_verify_again() {
-            self.start_audit(Demand::Verify);
-        } else if self.audits.take_sample_again() {
-            self.start_audit(Demand::Sample);
-        }
-    }
-
-    /// Takes in what verify has read.
-    fn judge(&mut self, readings: &[VerifyReading]) {
-        if readings.iter().any(|reading| !reading.changed.is_empty()) {
-            // A file of /proc for each program; but whether a clear was not seen must be known before a miss is told.
-            self.missed = self.kernel.probes.missed_runs();
-            self.detectors.note_losses(&self.sample(self.losses()));
-        }
-        for reading in readings {
-            self.detectors.verified(reading, &self.ledger);
-        }
-    }
-
     fn reading(&self) -> Reading {
         let ledger = self.ledger.summary();
         let limits = self.kernel.probes.limits();
@@ -491,7 +386,7 @@ impl Agent {
         }
     }
 
-    fn dump(&self) -> Dump {
+    pub(super) fn dump(&self) -> Dump {
         let unlinked = self
             .kernel
             .probes

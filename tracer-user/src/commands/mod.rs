@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod agent;
+mod auditing;
 mod audits;
 mod check;
 mod config;
