@@ -1,5 +1,7 @@
 //! The command line.
 
+mod values;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracer_common::settings::{MAX_CGROUPS, MAX_COMMS, MAX_PIDS};
 
+use self::values::{parse_comm, parse_duration, parse_epoch, parse_linger, parse_period};
 use crate::config::{self, Here, Outside};
 use crate::export::api::query::EpochName;
 use crate::export::metrics::labels::{self, Label};
@@ -149,6 +152,14 @@ pub struct RunArgs {
     /// How many MiB of address space it reads each time, over all processes; the rest waits for its turn.
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub audit_budget: u64,
+    /// How many clean pages of each tracked address space are drawn by chance after a clear, and whose content is compared
+    /// later: another content without the soft-dirty bit proves a missed write, whatever made it. 0: none. It reads the
+    /// memory of tracked processes, and keeps a digest of each page only.
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub verify_pages: u32,
+    /// How many MiB of memory may be read for that in a second, over all processes.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub verify_budget: u64,
     /// What the ledger keeps.
     #[command(flatten)]
     pub keep: Keep,
@@ -264,45 +275,6 @@ pub struct VerdictArgs {
         value_parser = NonEmptyStringValueParser::new()
     )]
     pub url: String,
-}
-
-fn parse_epoch(text: &str) -> Result<EpochName, String> {
-    EpochName::try_from(text.to_owned())
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be longer than 0".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; write it as 30s, 5m or 1h30m")),
-    }
-}
-
-fn parse_linger(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        // Epochs that are over are finished within this time.
-        Ok(linger) if linger < Duration::from_secs(1) => Err("it must be at least 1s".to_owned()),
-        Ok(linger) => Ok(linger),
-        Err(error) => Err(format!("{error}; write it as 30s or 5m")),
-    }
-}
-
-fn parse_period(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(period) if !period.is_zero() && period < Duration::from_millis(10) => {
-            Err("it must be at least 10ms, or 0s for never".to_owned())
-        }
-        Ok(period) => Ok(period),
-        Err(error) => Err(format!("{error}; write it as 1s or 500ms, or 0s for never")),
-    }
-}
-
-fn parse_comm(text: &str) -> Result<String, String> {
-    if (1..=15).contains(&text.len()) {
-        Ok(text.to_owned())
-    } else {
-        Err("the kernel keeps names of 1 to 15 bytes; give it as /proc/PID/comm shows it".to_owned())
-    }
 }
 
 /// A mistake on the command line, in one line; exit with 2.

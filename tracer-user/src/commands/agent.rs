@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result};
 use tracer_common::counters::{Counter, Stage};
 use tracer_common::records::Record;
 
-use super::audits::{Audits, Demand, Finished, due};
+use super::audits::{Audits, Demand, due};
 use super::fault_log::log_fault;
 use super::health::unavailable;
 use super::incident_log::IncidentLog;
-use super::own_audit::{self, Schedule, Target};
+use super::own_audit::Schedule;
 use super::traced::{Kernel, records_to_wait_for};
+use super::verify::Settings;
 use crate::detectors::{self, Detectors, LedgerView as _, Sample};
 use crate::export::api::recent::Recent;
 use crate::export::metrics::Metrics;
@@ -45,7 +46,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// Which rows a turn looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rows {
+pub(super) enum Rows {
     /// All: once a second, and before anything is told.
     All,
     /// Those of address spaces that were cleared since.
@@ -74,7 +75,7 @@ pub(super) struct Agent {
     pub(super) recent: Recent,
     /// When epochs were finished last.
     settled_at: Option<Instant>,
-    audits: Audits,
+    pub(super) audits: Audits,
     /// Probes that are needed and not attached.
     pub(super) unavailable: u64,
     /// When write faults are watched.
@@ -115,9 +116,9 @@ impl Agent {
         }
     }
 
-    /// Reads the pagemap of tracked processes on this schedule.
-    pub(super) fn with_own_audit(mut self, schedule: Schedule) -> Self {
-        self.audits = Audits::new(schedule);
+    /// Reads the pagemap of tracked processes on this schedule, and verifies contents as these settings say.
+    pub(super) fn with_own_audit(mut self, schedule: Schedule, verify: Settings) -> Self {
+        self.audits = Audits::new(schedule, verify);
         self
     }
 
@@ -210,7 +211,7 @@ impl Agent {
     }
 
     /// Has the detectors draw their conclusions, and tells them.
-    fn detect(&mut self, mut losses: Losses, now_ns: u64) {
+    pub(super) fn detect(&mut self, mut losses: Losses, now_ns: u64) {
         let due = self.settled_at.is_none_or(|at| at.elapsed() >= SETTLING);
         // An epoch is finished only after the skipped runs of probes have been read. The oftener they are read, the fewer
         // epochs does a skipped run concern.
@@ -233,19 +234,19 @@ impl Agent {
             self.recent.note(incident);
         }
         self.tell_pages();
-        if !self.audits.is_off() && !self.detectors.take_moved().is_empty() {
+        if self.audits.audits() && !self.detectors.take_moved().is_empty() {
             self.start_audit(Demand::Verify);
         }
     }
 
-    fn read_missed(&mut self) {
+    pub(super) fn read_missed(&mut self) {
         self.missed_at_ns = SystemClock.monotonic_ns();
         self.missed_at = Some(Instant::now());
         self.missed = self.kernel.probes.missed_runs();
     }
 
     /// What was lost so far, for the detectors.
-    fn sample(&self, losses: Losses) -> Sample {
+    pub(super) fn sample(&self, losses: Losses) -> Sample {
         let missing = ["missing_records", "missing_exits", "inconsistent"];
         let ledger = self.ledger.incomplete();
         Sample {
@@ -282,15 +283,17 @@ impl Agent {
     }
 
     /// Takes in all waiting records, then looks at the rows.
-    fn turn(&mut self, rows: Rows) {
+    pub(super) fn turn(&mut self, rows: Rows) {
         let mut records = std::mem::take(&mut self.records);
         self.writes_under_way = self.kernel.probes.writes_under_way();
         self.kernel.probes.drain(&mut records);
         self.watch_on_demand(&records);
         let now_ns = SystemClock.monotonic_ns();
+        let mut cleared = false;
         for record in &records {
             match record {
                 Record::Clear(clear) => {
+                    cleared = true;
                     self.metrics.count_clear(clear);
                     self.changes.epoch(clear.birth, clear.epoch);
                 }
@@ -321,6 +324,9 @@ impl Agent {
         }
         self.records = records;
         self.detect(losses, now_ns);
+        if cleared && self.audits.verifies() {
+            self.start_audit(Demand::Sample);
+        }
         let finished = self.detectors.take_finished();
         if let Some(workloads) = &mut self.workloads {
             for (birth, verdict) in finished {
@@ -375,78 +381,6 @@ impl Agent {
         }
     }
 
-    /// Starts sdtrace's own audit, unless one is under way.
-    fn start_audit(&mut self, demand: Demand) {
-        let targets = self.ledger.live().into_iter().filter_map(|(birth, epoch)| {
-            let owner = self
-                .ledger
-                .describe(birth)?
-                .owner
-                .filter(|owner| owner.pid != 0)?;
-            let verify = self.detectors.to_verify(birth);
-            Some(Target {
-                birth,
-                epoch,
-                pid: owner.pid,
-                start_ns: owner.start_ns,
-                from: 0,
-                verify: verify
-                    .filter(|(of, _)| *of == epoch)
-                    .map_or_else(Vec::new, |(_, ranges)| ranges),
-            })
-        });
-        self.audits.start(demand, targets.collect());
-    }
-
-    /// Answers whoever has waited for an audit long enough.
-    fn answer_without_audit(&mut self) {
-        self.turn(Rows::All);
-        for answer in self.audits.take_waiting() {
-            drop(answer.send(self.dump()));
-        }
-    }
-
-    /// Takes in what an audit of our own has read. The records of what the programs found meanwhile come first.
-    fn audited(&mut self, done: Finished) {
-        self.turn(if done.answers.is_empty() {
-            Rows::Cleared
-        } else {
-            Rows::All
-        });
-        let now_ns = SystemClock.monotonic_ns();
-        for (target, pages) in &done.read.seen {
-            for page in pages {
-                self.detectors.seen_in_pagemap(
-                    target.birth,
-                    target.epoch,
-                    page.address,
-                    page.present,
-                    page.soft_dirty,
-                    now_ns,
-                );
-            }
-        }
-        if !done.only_verify {
-            for (target, result) in &done.read.results {
-                match result {
-                    own_audit::Result::Complete => self.detectors.note_audit(target.birth, true),
-                    own_audit::Result::UpTo(_) => self.detectors.note_audit(target.birth, false),
-                    // Its exit tells, or it cannot be seen from here.
-                    own_audit::Result::Gone => {}
-                }
-            }
-        }
-        self.detect(self.losses(), now_ns);
-        for answer in done.answers {
-            drop(answer.send(self.dump()));
-        }
-        if self.audits.is_waited_for() {
-            self.start_audit(Demand::Dump);
-        } else if self.audits.take_verify_again() {
-            self.start_audit(Demand::Verify);
-        }
-    }
-
     fn reading(&self) -> Reading {
         let ledger = self.ledger.summary();
         let limits = self.kernel.probes.limits();
@@ -475,6 +409,7 @@ impl Agent {
             detection: self.detectors.summary(),
             incidents: self.incident_log.counts(),
             audits: self.audits.counts,
+            verify: self.audits.verify_counts,
             process: ProcessUse::now(),
             feed: self.changes.feed().counts(),
             writes_watched: self.kernel.probes.can_watch_writes() && self.demand.is_watched(),
@@ -483,7 +418,7 @@ impl Agent {
         }
     }
 
-    fn dump(&self) -> Dump {
+    pub(super) fn dump(&self) -> Dump {
         let unlinked = self
             .kernel
             .probes

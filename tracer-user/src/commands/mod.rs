@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod agent;
+mod auditing;
 mod audits;
 mod check;
 mod config;
@@ -17,6 +18,7 @@ mod service;
 mod summary;
 mod traced;
 mod verdict;
+mod verify;
 mod watching;
 
 use std::io::Write as _;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use procfs::process::{MMPermissions, Process};
 
+use super::verify;
 use crate::detectors::Range;
 use crate::export::metrics::reading::AuditCounts;
 use crate::processes::nanoseconds_per_tick;
@@ -56,6 +57,8 @@ pub(super) struct Job {
     pub(super) only_verify: bool,
     pub(super) budget: u64,
     pub(super) until: Instant,
+    /// What to do afterwards.
+    pub(super) content: Option<verify::Job>,
 }
 
 /// What became of one address space.
@@ -84,6 +87,7 @@ pub(super) struct Done {
     pub(super) results: Vec<(Target, Result)>,
     pub(super) seen: Vec<(Target, Vec<SeenPage>)>,
     pub(super) counts: AuditCounts,
+    pub(super) content: Option<verify::Done>,
 }
 
 /// Whose turn it is.
@@ -146,6 +150,7 @@ pub(super) fn read(job: Job) -> Done {
         done.results.push((target, result));
     }
     done.counts.nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    done.content = job.content.map(verify::work);
     done
 }
 
@@ -289,6 +294,7 @@ mod tests {
             only_verify: false,
             budget,
             until: Instant::now() + Duration::from_mins(1),
+            content: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::agent::Agent;
 use super::incident_log::IncidentLog;
 use super::own_audit::Schedule;
 use super::summary::Summary;
+use super::verify::Settings;
 use super::{preflight, round_trip, service};
 use crate::cli::{LogFormat, RunArgs, UsageError};
 use crate::export::http::{self, Exporter};
@@ -171,10 +172,16 @@ async fn trace(arguments: &RunArgs, options: ProbeOptions, limits: Limits) -> Re
             arguments.watch_writes,
             arguments.watch_writes_for,
         ))
-        .with_own_audit(Schedule {
-            period: arguments.audit_period,
-            budget: arguments.audit_budget << 20,
-        });
+        .with_own_audit(
+            Schedule {
+                period: arguments.audit_period,
+                budget: arguments.audit_budget << 20,
+            },
+            Settings {
+                pages: arguments.verify_pages,
+                bytes_per_second: arguments.verify_budget << 20,
+            },
+        );
     let reading = Box::pin(work(
         agent,
         owner,

@@ -31,6 +31,9 @@ pub(super) struct Summary {
     missed_probe_runs: u64,
     probes_whose_missed_runs_are_not_counted: usize,
     ledger_complete: bool,
+    /// Pages whose content was compared, with --verify-pages.
+    verified_pages: u64,
+    verified_missed_pages: u64,
 }
 
 impl Summary {
@@ -73,6 +76,8 @@ impl Summary {
                 .filter(|missed| missed.count.is_none())
                 .count(),
             ledger_complete: !reading.ledger.incomplete,
+            verified_pages: reading.detection.verified.pages,
+            verified_missed_pages: reading.detection.verified.missed,
         }
     }
 
@@ -98,6 +103,10 @@ impl Summary {
         line("missed probe runs", self.missed_probe_runs);
         let uncounted = self.probes_whose_missed_runs_are_not_counted as u64;
         line("probes whose missed runs nobody counts", uncounted);
+        if self.verified_pages > 0 {
+            line("verified pages", self.verified_pages);
+            line("  changed and not soft-dirty", self.verified_missed_pages);
+        }
         let complete = if self.ledger_complete {
             "complete"
         } else {

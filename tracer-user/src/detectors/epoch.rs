@@ -80,6 +80,9 @@ pub(super) struct Epoch {
     pub(super) aliased: RangeSet,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
+    /// Pages whose content was compared, and those of them whose write was missed.
+    pub(super) verified_pages: u64,
+    pub(super) verified_missed: u64,
 }
 
 /// Ranges of blind memory of one epoch, twice; more are joined over the smallest gaps.
@@ -123,6 +126,8 @@ impl Epoch {
             blind_ranges: RangeSet::default(),
             aliased: RangeSet::default(),
             audited: None,
+            verified_pages: 0,
+            verified_missed: 0,
         }
     }
 

@@ -208,7 +208,7 @@ impl Findings {
             self.take_back(before, page);
             self.put(after, page, sight);
             let evidence = after.0.evidence();
-            let same = before.is_some_and(|(rank, cause)| rank.evidence() == evidence && cause == after.1);
+            let same = before.is_some_and(|before| counts_as(before, after));
             if let Some(evidence) = evidence
                 && !same
             {
@@ -255,6 +255,11 @@ impl Findings {
                 incident.see(sight);
             }
         }
+    }
+
+    /// Whether a state is kept for this page.
+    pub(super) fn knows(&self, address: u64) -> bool {
+        self.chunks.contains_key(&(address >> CHUNK_SHIFT))
     }
 
     /// Takes in a hazard of a range; returns whether it is the first of its cause in this epoch.
@@ -308,11 +313,21 @@ fn stronger(before: Option<(Rank, Cause)>, finding: &PageFinding) -> Option<(Ran
     };
     if finding.rank > rank {
         // Another sight of the same kind that knows no cause does not take a known one away.
-        let keeps = finding.cause == Cause::Unknown && finding.rank.evidence() == rank.evidence();
+        // Neither does a changed content, which tells no mechanism by itself.
+        let same_kind = finding.rank.evidence() == rank.evidence();
+        let keeps = cause != Cause::Unknown
+            && (finding.rank == Rank::Proved || (same_kind && finding.cause == Cause::Unknown));
         return Some((finding.rank, if keeps { cause } else { finding.cause }));
     }
     let same_kind = finding.rank.evidence() == rank.evidence();
     (same_kind && cause == Cause::Unknown && finding.cause != Cause::Unknown).then_some((rank, finding.cause))
+}
+
+/// Whether a page was counted already as what it is now: a missed write is one, observed first and proved later or not.
+fn counts_as(before: (Rank, Cause), after: (Rank, Cause)) -> bool {
+    let (was, is) = (before.0.evidence(), after.0.evidence());
+    let misses = |evidence: Option<Evidence>| evidence.is_some_and(Evidence::is_miss);
+    before.1 == after.1 && (was == is || (after.1 != Cause::Unknown && misses(was) && misses(is)))
 }
 
 #[cfg(test)]
@@ -361,6 +376,30 @@ mod tests {
             .map(|(cause, evidence, incident)| (cause, evidence, incident.ranges.bytes()))
             .collect();
         assert_eq!(standing, [(Cause::KsmMerge, Evidence::Observed, PAGE)]);
+    }
+
+    #[test]
+    fn a_missed_write_that_is_proved_later_counts_once_and_keeps_its_cause() {
+        let mut findings = Findings::default();
+        let mut budget = Budget { left: 4 };
+        let mut put =
+            |page, rank, cause| findings.pages(0, &[finding(page, rank, cause)], SIGHT, &mut budget);
+        assert_eq!(put(0, Rank::Observed, Cause::KsmMerge).len(), 1);
+        assert_eq!(put(0, Rank::Proved, Cause::OtherMapper), Counted::new());
+        // Unknown ones are counted when the epoch is over, by what stands then.
+        put(1, Rank::Observed, Cause::Unknown);
+        assert_eq!(
+            put(1, Rank::Proved, Cause::FileWrite),
+            Counted::from([((Cause::FileWrite, Evidence::Proved), 1)])
+        );
+        put(2, Rank::Exposed, Cause::MigrationRace);
+        assert_eq!(
+            put(2, Rank::Proved, Cause::Unknown),
+            Counted::from([((Cause::MigrationRace, Evidence::Proved), 1)])
+        );
+        assert_eq!(pages(&findings, Cause::KsmMerge, Evidence::Proved), 1);
+        assert_eq!(pages(&findings, Cause::KsmMerge, Evidence::Observed), 0);
+        assert_eq!(pages(&findings, Cause::FileWrite, Evidence::Proved), 1);
     }
 
     #[test]
@@ -417,9 +456,18 @@ mod tests {
                 prop_assert_eq!(bytes, standing * PAGE);
             }
             prop_assert_eq!(findings.raced, count(None));
-            // What was ever counted is at least what stands.
+            // What was ever counted is at least what stands; a missed write counts under the evidence that came first.
+            let mut standing: BTreeMap<(Cause, bool), u64> = BTreeMap::new();
             for (cause, evidence, incident) in findings.standing() {
-                prop_assert!(totals[&(cause, evidence)] >= incident.pages);
+                *standing.entry((cause, evidence.is_miss())).or_default() += incident.pages;
+            }
+            for ((cause, miss), pages) in standing {
+                let counted: u64 = totals
+                    .iter()
+                    .filter(|((is, evidence), _)| *is == cause && evidence.is_miss() == miss)
+                    .map(|(_, pages)| pages)
+                    .sum();
+                prop_assert!(counted >= pages);
             }
         }
     }

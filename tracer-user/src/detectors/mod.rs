@@ -4,7 +4,7 @@
 //! [`cause`] the closed lists, [`exposed`] class A, [`lost`] class B, [`hazards`] classes C and D and the state of
 //! whole VMAs, [`worked`] and [`holes`] which mechanism worked where, [`file_writes`] what was
 //! written past the page tables, [`findings`] each page once under its strongest evidence,
-//! [`losses`] what was not seen, [`verdict`] the answer, [`incident`] what is told about it.
+//! [`verify`] what changed although it is clean, [`losses`] what was not seen, [`verdict`] the answer, [`incident`] what is told about it.
 //!
 //! Memory is bounded by [`Limits`]: page states over all epochs, ranges of each incident (joined over the smallest
 //! gaps, so that they never say too little), and finished epochs, which go with those of the ledger.
@@ -26,6 +26,7 @@ mod tell;
 #[cfg(test)]
 mod tests;
 mod verdict;
+pub mod verify;
 mod worked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -45,7 +46,7 @@ pub use verdict::{LOSSES, Unknown, Verdict};
 pub use worked::VmaAtClear;
 
 use epoch::{Ending, Epoch, Opening};
-use findings::{Budget, Counted};
+use findings::Budget;
 use hazards::born_writable;
 use tell::Totals;
 use worked::AtClear;
@@ -84,6 +85,8 @@ pub trait LedgerView {
     fn lists(&self, birth: u64, epoch: u32) -> bool;
     /// Live address spaces with the number of their newest epoch.
     fn live(&self) -> Vec<(u64, u32)>;
+    /// The newest epoch that the last look at the rows met anything of in this address space.
+    fn newest_met(&self, birth: u64) -> u32;
     /// Whose address space it is.
     fn describe(&self, birth: u64) -> Option<crate::ledger::Description>;
 }
@@ -218,7 +221,7 @@ impl Detectors {
                 };
                 let counted = epoch.pages(pages, merged, &mut self.budget);
                 self.totals.flush_dropped(epoch);
-                self.count(&counted);
+                self.totals.count(&counted);
                 self.touched.insert((birth, pages.epoch));
             }
             Record::Vma(vma) => {
@@ -240,15 +243,6 @@ impl Detectors {
             Record::Range(range) => self.range(range),
             // exec ends an address space by its exit, and faults are counted in rows.
             Record::Exec(_) | Record::Fault(_) | Record::Interest(_) => {}
-        }
-    }
-
-    fn count(&mut self, counted: &Counted) {
-        for (&(cause, evidence), &pages) in counted {
-            // A cause may be found until the epoch is over.
-            if cause != Cause::Unknown {
-                self.totals.pages(cause, evidence, pages);
-            }
         }
     }
 
@@ -307,12 +301,11 @@ impl Detectors {
         epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
         // Of clears that follow each other faster than rows are looked at, the newest is known; what was mapped
         // elsewhere before is taken to be so still.
-        match epoch.at_clear.as_ref().map(AtClear::aliased_ranges) {
-            Some(ranges) => epoch.aliased(&ranges),
-            None => {
-                epoch.blind[Blind::WritableAlias as usize] += aliased_before;
-                epoch.blind_nowhere += aliased_before;
-            }
+        if let Some(ranges) = epoch.at_clear.as_ref().map(AtClear::aliased_ranges) {
+            epoch.aliased(&ranges);
+        } else {
+            epoch.blind[Blind::WritableAlias as usize] += aliased_before;
+            epoch.blind_nowhere += aliased_before;
         }
         let shadow_stacks = epoch
             .at_clear

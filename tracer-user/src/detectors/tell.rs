@@ -7,9 +7,11 @@ use tracer_common::records::Blind;
 
 use super::cause::{Cause, Class, Dropped, Evidence};
 use super::epoch::{Ending, Epoch};
+use super::findings::Counted;
 use super::findings::Incident as Found;
 use super::incident::{self, Bound, Incident, IncidentRange, Moment, State};
 use super::verdict::{Unknown, Verdict};
+use super::verify::{LeftOut, Verified};
 use super::{Detectors, LedgerView, Mappings};
 use crate::ledger::Clock;
 
@@ -27,9 +29,24 @@ pub(super) struct Totals {
     pub(super) late: u64,
     pub(super) folded: u64,
     unlisted: u64,
+    /// See [`Epoch::verified_pages`].
+    pub(super) verified_pages: u64,
+    pub(super) verified_missed: u64,
+    /// By [`LeftOut`].
+    pub(super) left_out: [u64; LeftOut::ALL.len()],
 }
 
 impl Totals {
+    /// Counts pages that were found; those of unknown cause are counted when their epoch is over, because a cause may
+    /// be found until then.
+    pub(super) fn count(&mut self, counted: &Counted) {
+        for (&(cause, evidence), &pages) in counted {
+            if cause != Cause::Unknown {
+                self.pages(cause, evidence, pages);
+            }
+        }
+    }
+
     pub(super) fn pages(&mut self, cause: Cause, evidence: Evidence, pages: u64) {
         *self.pages.entry((cause, evidence)).or_default() += pages;
     }
@@ -57,7 +74,7 @@ impl Totals {
 }
 
 /// The detectors in numbers. Every list has all values of its label, in their order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// Pages whose write was missed, by cause and evidence.
     pub missed: Vec<(Cause, Evidence, u64)>,
@@ -83,6 +100,10 @@ pub struct Summary {
     pub folded: u64,
     /// Reports of pages that were not kept page by page.
     pub unlisted: u64,
+    /// What verify has shown.
+    pub verified: Verified,
+    /// Sampled pages that it left out, by reason.
+    pub left_out: Vec<(LeftOut, u64)>,
 }
 
 impl Default for Summary {
@@ -145,6 +166,8 @@ impl Detectors {
             late: totals.late,
             folded: totals.folded,
             unlisted,
+            verified: Verified::of(totals.verified_pages, totals.verified_missed),
+            left_out: LeftOut::ALL.into_iter().zip(totals.left_out).collect(),
         }
     }
 }
@@ -176,6 +199,8 @@ pub struct Detection {
     pub audited_vmas: Option<u32>,
     /// Page-table entries that it tested.
     pub audited_pages: Option<u64>,
+    /// What the contents of sampled pages showed; `null` if none was compared.
+    pub verified: Option<Verified>,
 }
 
 /// Why an epoch is not trusted.
@@ -248,6 +273,8 @@ impl Detectors {
             dropped_pages: named(dropped.into()),
             audited_vmas: epoch.audited.map(|(vmas, _)| vmas),
             audited_pages: epoch.audited.map(|(_, pages)| pages),
+            verified: (epoch.verified_pages > 0)
+                .then(|| Verified::of(epoch.verified_pages, epoch.verified_missed)),
         })
     }
 

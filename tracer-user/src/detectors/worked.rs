@@ -275,6 +275,11 @@ impl AtClear {
             .filter(move |vma| vma.range().overlaps(range))
     }
 
+    /// All of them.
+    pub(super) fn vmas(&self) -> impl Iterator<Item = &VmaAtClear> {
+        self.vmas.iter()
+    }
+
     /// The parts of the range that were mapped at the clear, by VMA.
     pub(super) fn mapped(&self, range: Range) -> RangeSet {
         let mut parts = RangeSet::default();

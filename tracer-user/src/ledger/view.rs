@@ -67,6 +67,13 @@ impl LedgerView for Ledger {
         live.map(|space| (space.birth, space.newest())).collect()
     }
 
+    fn newest_met(&self, birth: u64) -> u32 {
+        self.ids
+            .get(&birth)
+            .and_then(|id| self.spaces.get(id))
+            .map_or(0, |space| space.met_epoch)
+    }
+
     fn describe(&self, birth: u64) -> Option<Description> {
         let space = self.spaces.get(self.ids.get(&birth)?)?;
         Some(Description {

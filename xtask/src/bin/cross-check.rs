@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::process::Signal;
 use xtask::detection::guest::{Options, run};
-use xtask::detection::{cases, file_writes, scenes};
+use xtask::detection::{cases, file_writes, scenes, verify};
 use xtask::suite::daemon::Daemon;
 
 /// Holds what sdtrace says against programs that know what happened.
@@ -58,6 +58,8 @@ enum Case {
     Seed,
     /// A mapped file is written by write(2): by its own process, by another, in a loop, and where it is not mapped.
     FileWrites,
+    /// Contents change past the page tables, or through them, or are thrown away.
+    Verify,
     /// Each source of an unknown is forced.
     Unknowns,
 }
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
 fn play(case: Case, attach: &str, out: &Path) -> Result<()> {
     let play = match case {
         Case::Unknowns => return cases::unknowns(attach, out),
+        Case::Verify => return verify::play(attach, out),
         Case::Causes => cases::causes,
         Case::Seed => cases::seed,
         Case::FileWrites => file_writes::play,

@@ -1,6 +1,7 @@
 //! sdtrace itself: what it loses, what its probes became, what it needs.
 
 use super::model::{Dashboard, Kind, Panel, Section, query};
+use super::verify;
 
 /// The dashboard.
 #[must_use]
@@ -26,6 +27,10 @@ pub fn dashboard() -> Dashboard {
             Section {
                 title: "Own audit and incident log",
                 panels: audit(),
+            },
+            Section {
+                title: "Verify",
+                panels: verify::cost(),
             },
             Section {
                 title: "Resources",

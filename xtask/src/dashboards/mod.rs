@@ -17,6 +17,7 @@ pub mod registry;
 pub mod rules;
 pub mod runbook;
 pub mod typecheck;
+mod verify;
 
 use crate::workspace::root;
 use anyhow::{Context as _, Result, ensure};

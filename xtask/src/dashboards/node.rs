@@ -1,6 +1,7 @@
 //! One node: its epochs and what was found in them, clears and faults and what they cost.
 
 use super::model::{Dashboard, Kind, Panel, Section, query};
+use super::verify;
 
 /// The dashboard.
 #[must_use]
@@ -22,6 +23,10 @@ pub fn dashboard() -> Dashboard {
             Section {
                 title: "What was found",
                 panels: found(),
+            },
+            Section {
+                title: "Verify",
+                panels: verify::shown(),
             },
             Section {
                 title: "Clears",

@@ -3,7 +3,8 @@
 //! The way of the data: [`guest`] plays each scenario in a guest while sdtrace runs → [`said`] what sdtrace said of its
 //! processes → [`rules`] what it must say, by the class of the cause and the battery's own result of the same run →
 //! [`expected`] what is committed for this kernel, exact counts and known gaps included. [`cases`] are what the battery
-//! does not have, played by the processes of [`scenes`].
+//! does not have, played by the processes of [`scenes`]; [`verify`] are those of
+//! content verification.
 
 pub mod cases;
 pub mod expected;
@@ -12,6 +13,8 @@ pub mod guest;
 pub mod rules;
 pub mod said;
 pub mod scenes;
+pub mod verify;
+pub mod verify_scenes;
 
 use serde::{Deserialize, Serialize};
 

@@ -139,8 +139,12 @@ pub struct Detection {
     pub causes: Vec<Found>,
     /// Pages thrown away, by reason.
     pub dropped_pages: BTreeMap<String, u64>,
-    /// What a tracker should read anew.
+    /// What to dump in full.
+    #[serde(default)]
     pub dump_again: Vec<Place>,
+    /// What the contents of sampled pages showed.
+    #[serde(default)]
+    pub verified: Option<Verified>,
 }
 
 impl Detection {
@@ -157,6 +161,15 @@ impl Detection {
             (bytes > 0).then_some((reason.name.as_str(), bytes))
         })
     }
+}
+
+/// What the contents of sampled pages showed.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Verified {
+    /// Pages whose content was compared.
+    pub pages: u64,
+    /// Of these, pages whose content had changed.
+    pub missed: u64,
 }
 
 /// A reason.

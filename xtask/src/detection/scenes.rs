@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mm::{Advice, MremapFlags, madvise, mremap_fixed};
 use serde::{Deserialize, Serialize};
 
+use super::verify_scenes;
 use crate::workload::area::{Area, HUGE_PAGES};
 use crate::workload::proc::{PAGE, clear_own, soft_dirty_pages};
 
@@ -39,12 +40,16 @@ pub fn play(name: &str) -> Result<()> {
         "mappings" => mappings(),
         "many-clears" => many_clears(),
         "mapped-file" => mapped_file(),
+        "past-the-tables" => verify_scenes::past_the_tables(),
+        "late-mapper" => verify_scenes::late_mapper(),
+        "nothing-missed" => verify_scenes::nothing_missed(),
+        "write-and-clear" => verify_scenes::write_and_clear(),
         _ => bail!("no scene is called {name}"),
     }
 }
 
 /// Tells what has been done, and waits for the word to go on.
-fn step(told: &Told) -> Result<()> {
+pub(super) fn step(told: &Told) -> Result<()> {
     println!("{}", serde_json::to_string(told)?);
     let mut line = String::new();
     stdin().lock().read_line(&mut line)?;
@@ -57,7 +62,7 @@ fn range(area: &Area) -> Range<u64> {
     area.start()..area.page(area.pages())
 }
 
-fn told(areas: &[(&Area, u64)]) -> Result<Told> {
+pub(super) fn told(areas: &[(&Area, u64)]) -> Result<Told> {
     let missed: Result<Vec<u64>> = areas
         .iter()
         .map(|(area, written)| Ok(written - soft_dirty_pages(area.start(), area.pages())?.min(*written)))
@@ -68,7 +73,7 @@ fn told(areas: &[(&Area, u64)]) -> Result<Told> {
     })
 }
 
-fn advise(area: &Area, advice: Advice) -> Result<()> {
+pub(super) fn advise(area: &Area, advice: Advice) -> Result<()> {
     // SAFETY: a mapping of our own, to whose content nothing refers.
     unsafe { madvise(area.pointer(0).cast(), area.pages() * PAGE, advice)? };
     Ok(())

@@ -36,6 +36,15 @@ struct Programs {
     cross_check: PathBuf,
 }
 
+impl Programs {
+    fn build() -> Result<Self> {
+        Ok(Self {
+            sdtrace: build_static("tracer-user", "sdtrace")?,
+            cross_check: build_static("xtask", "cross-check")?,
+        })
+    }
+}
+
 /// The oldest and the newest of the kernels on which sdtrace takes fentry if it may choose. On newer ones it takes kprobes
 /// in any case, because they preempt programs.
 const OTHER_MODE: [Series; 2] = [Series { major: 5, minor: 10 }, Series { major: 6, minor: 12 }];
@@ -51,19 +60,8 @@ fn guests(kernels: &[Kernel], extent: Extent) -> Vec<(Kernel, &'static str)> {
         .collect()
 }
 
-/// Checks each kernel; fails if sdtrace says something else than the rules and the committed file ask for.
-pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
-    let programs = Programs {
-        sdtrace: build_static("tracer-user", "sdtrace")?,
-        cross_check: build_static("xtask", "cross-check")?,
-    };
-    let cache = Kernels::open()?;
-    let mut ready = Vec::new();
-    for wanted in kernels {
-        ready.push(cache.provide(*wanted, false)?);
-    }
-    let expected = Expected::committed()?;
-    let mut guests = guests(&ready, extent);
+/// Those of the guests that [`ONLY`] names, or all.
+fn chosen(mut guests: Vec<(Kernel, &'static str)>) -> Result<Vec<(Kernel, &'static str)>> {
     if let Some(only) = env::var_os(ONLY) {
         let only = only.to_string_lossy().into_owned();
         guests.retain(|(kernel, mode)| {
@@ -76,6 +74,19 @@ pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
         );
         say(&format!("only the guests {only}, because {ONLY} says so"));
     }
+    Ok(guests)
+}
+
+/// Checks each kernel; fails if sdtrace says something else than the rules and the committed file ask for.
+pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
+    let programs = Programs::build()?;
+    let cache = Kernels::open()?;
+    let mut ready = Vec::new();
+    for wanted in kernels {
+        ready.push(cache.provide(*wanted, false)?);
+    }
+    let expected = Expected::committed()?;
+    let guests = chosen(guests(&ready, extent))?;
     let results = two_at_a_time(&guests, |(kernel, mode)| {
         let name = format!("{} {mode}", kernel.source.series);
         let report = play(kernel, mode, &name, &programs)
@@ -107,21 +118,60 @@ pub fn run(kernels: &[Wanted], extent: Extent) -> Result<()> {
 
 /// Plays the cases that the battery does not have in a guest of this kernel.
 pub fn cases(kernel: Wanted) -> Result<()> {
-    let sdtrace = build_static("tracer-user", "sdtrace")?;
-    let cross_check = build_static("xtask", "cross-check")?;
-    let said = Shared::default();
+    let programs = Programs::build()?;
+    let kernel = Kernels::open()?.provide(kernel, false)?;
     let script = "cross-check case causes && cross-check case file-writes && cross-check case unknowns";
-    let report = Guest::new(Kernels::open()?.provide(kernel, false)?, ["sh", "-c", script])
+    print!("{}", case(&kernel, script, "cases", &programs)?);
+    Ok(())
+}
+
+/// Plays the case of content verification: on the oldest and the newest kernel that takes fentry, or on every one.
+pub fn verify(kernels: &[Wanted], extent: Extent) -> Result<()> {
+    let programs = Programs::build()?;
+    let cache = Kernels::open()?;
+    let mut guests = Vec::new();
+    for wanted in kernels {
+        let kernel = cache.provide(*wanted, false)?;
+        if extent == Extent::Full || OTHER_MODE.contains(&kernel.source.series) {
+            guests.push((kernel, "auto"));
+        }
+    }
+    let guests = chosen(guests)?;
+    let results = two_at_a_time(&guests, |(kernel, _)| {
+        let folder = format!("verify-{}", kernel.source.series);
+        case(kernel, "cross-check case verify", &folder, &programs)
+    });
+    let mut failures = Vec::new();
+    for ((kernel, _), result) in guests.iter().zip(results) {
+        let series = kernel.source.series;
+        match result {
+            Ok(said) => println!("{series}:\n{said}"),
+            Err(error) => failures.push(format!("{series}: {error:#}")),
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
+}
+
+/// Runs a script in a guest of this kernel, and returns what it said.
+fn case(kernel: &Kernel, script: &str, folder: &str, programs: &Programs) -> Result<String> {
+    let said = Shared::default();
+    let report = Guest::new(kernel.clone(), ["sh", "-c", script])
         .cpus(2)
         .append(PATIENCE)
-        .file(sdtrace, "/usr/bin/sdtrace")
-        .file(cross_check, "/usr/bin/cross-check")
-        .out(target_dir().join("detection").join("cases"))
+        .file(&programs.sdtrace, "/usr/bin/sdtrace")
+        .file(&programs.cross_check, "/usr/bin/cross-check")
+        .out(target_dir().join("detection").join(folder))
         .timeout(TIMEOUT)
         .run(said.clone())?;
-    print!("{}", said.text());
-    ensure!(report.outcome == Outcome::Exited(0), "{:?}", report.outcome);
-    Ok(())
+    let text = said.text();
+    ensure!(
+        report.outcome == Outcome::Exited(0),
+        "{:?}: {}",
+        report.outcome,
+        text.trim()
+    );
+    Ok(text)
 }
 
 /// Runs one guest, and once more if the emulator lost it.

@@ -178,6 +178,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             "several causes in one epoch keep their names, and everything that cannot be checked forbids trust",
             || detection::cases(Wanted::Series(Series { major: 6, minor: 12 })),
         ),
+        Step::new(
+            "detection-verify",
+            "changed contents are proved page by page, and what is tracked, thrown away or cleared meanwhile proves nothing",
+            move || detection::verify(&series(extent)?, extent),
+        ),
     ]
 }
 

@@ -6,6 +6,7 @@ mod complete;
 mod file_writes;
 mod found;
 mod hazards;
+mod verify;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,7 @@ struct World {
     live: BTreeMap<u64, u32>,
     unlisted: BTreeSet<(u64, u32)>,
     mappings: Option<Vec<Mapping>>,
+    newest_met: u32,
     asked: RefCell<u32>,
 }
 
@@ -51,6 +53,9 @@ impl LedgerView for World {
     }
     fn live(&self) -> Vec<(u64, u32)> {
         self.live.iter().map(|(&birth, &epoch)| (birth, epoch)).collect()
+    }
+    fn newest_met(&self, _birth: u64) -> u32 {
+        self.newest_met
     }
     fn describe(&self, _birth: u64) -> Option<Description> {
         Some(Description {

@@ -10,8 +10,9 @@ pub(super) fn families(reading: &Reading) -> Vec<MetricFamily> {
     let mut missed = Family::counter(
         "softdirty_missed_writes_total",
         "Pages whose write was missed, once for each epoch: observed if a write was seen and its bit was seen gone, \
-         proved if the content changed. Those of unknown_cause are counted when their epoch is over, because a cause \
-         may be found until then.",
+         proved if the content changed (only with --verify-pages). One that was observed first and proved later counts \
+         as observed. Those of unknown_cause are counted when their epoch is over, because a cause may be found until \
+         then.",
     );
     for &(cause, evidence, pages) in &found.missed {
         missed.add(&[("cause", cause.label()), ("evidence", evidence.label())], pages);

@@ -75,6 +75,16 @@ impl Family {
         self.done()
     }
 
+    /// The family of gauges with one sample, a share between 0 and 1.
+    pub(super) fn fraction(mut self, value: f64) -> MetricFamily {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = Metric::from_label(pairs(&[]));
+        metric.set_gauge(gauge);
+        self.samples.push(metric);
+        self.done()
+    }
+
     /// The family with a sample for each value of one label.
     pub(super) fn by<'a>(
         mut self,

@@ -14,6 +14,7 @@ pub mod process;
 pub mod reading;
 #[cfg(test)]
 mod tests;
+mod verified;
 pub mod workloads;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,6 +128,7 @@ impl Metrics {
             observed::families,
             detected::families,
             own::families,
+            verified::families,
             process::families,
             workloads::families,
         ] {

@@ -48,6 +48,27 @@ impl AuditCounts {
     }
 }
 
+/// What verify read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifyCounts {
+    /// Samples that were drawn, one for each epoch of an address space.
+    pub drawn: u64,
+    /// Samples without a page: there was no clean one, or nothing more might be read.
+    pub empty: u64,
+    /// Samples that the process was gone for.
+    pub gone: u64,
+    /// Attempts that there was no room for.
+    pub no_room: u64,
+    /// Pages that were ever sampled.
+    pub sampled_pages: u64,
+    /// Pages in the samples of now.
+    pub kept_pages: u64,
+    /// Bytes of memory.
+    pub bytes: u64,
+    /// Time.
+    pub nanoseconds: u64,
+}
+
 /// What became of the lines of the incident log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoggedIncidents {
@@ -72,6 +93,8 @@ pub struct Reading {
     pub incidents: LoggedIncidents,
     /// sdtrace's own readings of pagemap.
     pub audits: AuditCounts,
+    /// What verify read.
+    pub verify: VerifyCounts,
     /// What became of each probe.
     pub verdicts: Vec<ProbeVerdict>,
     /// Runs that the kernel skipped.
