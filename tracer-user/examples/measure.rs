@@ -104,6 +104,7 @@ struct Cost {
     touch_ns_per_page: Vec<f64>,
     clear_ns_per_page: Vec<f64>,
     idle_clear_ns_per_page: Vec<f64>,
+    file_write_ns_per_page: Vec<f64>,
 }
 
 /// Measures in a process of its own, whose memory is the same whatever the probes took.
@@ -124,7 +125,11 @@ fn rounds_here(setup: &str) -> Result<()> {
         touch_ns_per_page: Vec::new(),
         clear_ns_per_page: Vec::new(),
         idle_clear_ns_per_page: Vec::new(),
+        file_write_ns_per_page: Vec::new(),
     };
+    let path = std::env::temp_dir().join(format!("measure-{}", std::process::id()));
+    let file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+    fs::remove_file(&path)?;
     for round in 0..=ROUNDS {
         let start = Instant::now();
         clear()?;
@@ -143,6 +148,11 @@ fn rounds_here(setup: &str) -> Result<()> {
         fresh.write();
         let touched = start.elapsed();
         fresh.unmap()?;
+        let start = Instant::now();
+        for page in 0..PAGES as u64 {
+            file.write_all_at(&[1; PAGE], page * PAGE as u64)?;
+        }
+        let file_written = start.elapsed();
         // The first round warms up.
         if round > 0 {
             let per_page = |time: Duration| time.as_secs_f64() * 1e9 / PAGES_IN_A_SUM;
@@ -152,6 +162,7 @@ fn rounds_here(setup: &str) -> Result<()> {
             cost.touch_ns_per_page.push(per_page(touched));
             cost.clear_ns_per_page.push(per_cleared_page(cleared));
             cost.idle_clear_ns_per_page.push(per_cleared_page(cleared_again));
+            cost.file_write_ns_per_page.push(per_page(file_written));
         }
     }
     println!("{}", serde_json::to_string(&cost)?);

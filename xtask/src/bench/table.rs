@@ -12,6 +12,7 @@ struct Cost {
     touch_ns_per_page: Vec<f64>,
     clear_ns_per_page: Vec<f64>,
     idle_clear_ns_per_page: Vec<f64>,
+    file_write_ns_per_page: Vec<f64>,
 }
 
 /// Instructions: medians of one [`Cost`].
@@ -21,25 +22,28 @@ struct Medians {
     touch: f64,
     clear: f64,
     idle_clear: f64,
+    file_write: f64,
 }
 
 impl Cost {
-    fn rounds(&self) -> [&[f64]; 4] {
+    fn rounds(&self) -> [&[f64]; 5] {
         [
             &self.write_ns_per_page,
             &self.touch_ns_per_page,
             &self.clear_ns_per_page,
             &self.idle_clear_ns_per_page,
+            &self.file_write_ns_per_page,
         ]
     }
 
     fn medians(&self) -> Medians {
-        let [fault, touch, clear, idle_clear] = self.rounds().map(median);
+        let [fault, touch, clear, idle_clear, file_write] = self.rounds().map(median);
         Medians {
             fault,
             touch,
             clear,
             idle_clear,
+            file_write,
         }
     }
 }
@@ -122,14 +126,15 @@ impl Costs {
         let mut text = format!(
             "### {series} ({release})\n\n\
              | probes attached | write-notify fault | more | first touch | more | page of a clear, written | times | \
-             page of a clear, not written | times |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+             page of a clear, not written | times | write(2) of a page | more |\n\
+             |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
         );
         for cost in self.0.iter().filter(|cost| cost.setup != "nothing again") {
             let now = cost.medians();
             // Writing to a String does not fail.
             let _ = writeln!(
                 text,
-                "| {} | {:.0} | {:+.0} | {:.0} | {:+.0} | {:.1} | {:.2} | {:.1} | {:.2} |",
+                "| {} | {:.0} | {:+.0} | {:.0} | {:+.0} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} | {:+.0} |",
                 cost.setup,
                 now.fault,
                 now.fault - base.fault,
@@ -139,6 +144,8 @@ impl Costs {
                 now.clear / base.clear,
                 now.idle_clear,
                 now.idle_clear / base.idle_clear,
+                now.file_write,
+                now.file_write - base.file_write,
             );
         }
         text
@@ -170,7 +177,7 @@ mod tests {
     fn line(setup: &str, fault: f64) -> String {
         format!(
             r#"{{"setup":"{setup}","write_ns_per_page":[{fault},1.0,9000.0],"touch_ns_per_page":[800.0],
-                "clear_ns_per_page":[50.0],"idle_clear_ns_per_page":[40.0]}}"#
+                "clear_ns_per_page":[50.0],"idle_clear_ns_per_page":[40.0],"file_write_ns_per_page":[3000.0]}}"#
         )
         .replace('\n', "")
     }
@@ -189,7 +196,9 @@ mod tests {
     fn the_table_shows_medians_and_differences() {
         let table = costs(1250.0).table("6.1", "6.1.0-56");
         assert!(
-            table.contains("| fentry, untracked | 1250 | +250 | 800 | +0 | 50.0 | 1.00 | 40.0 | 1.00 |"),
+            table.contains(
+                "| fentry, untracked | 1250 | +250 | 800 | +0 | 50.0 | 1.00 | 40.0 | 1.00 | 3000 | +0 |"
+            ),
             "{table}"
         );
     }
