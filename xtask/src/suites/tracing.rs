@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A guest takes 30 to 60 s under emulation; more when the host is busy.
-const TIMEOUT: Duration = Duration::from_mins(6);
+const TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The attach modes.
 const MODES: [&str; 2] = ["fentry", "kprobe"];
