@@ -30,6 +30,7 @@ const SCENARIOS: &str = "control-private-anon,shmem-collapse,mremap-table-move,u
                          foreign-clear,migrate-after-write";
 /// The guest's part; ends when it is interrupted.
 const SCRIPT: &str = "sdtrace run --listen 0.0.0.0:9955 --top-workloads 3 --incident-log /out/incidents.jsonl \
+                      --verify-pages 64 --audit-period 200ms \
                       >/out/sdtrace.log 2>&1 & daemon=$!; trap 'ended=yes' INT; \
                       while [ -z \"$ended\" ]; do \
                           kill -0 $daemon || { cat /out/sdtrace.log; exit 1; }; \
