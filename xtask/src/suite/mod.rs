@@ -123,7 +123,10 @@ pub fn run(options: Options) -> Result<bool> {
     for test in cases::all() {
         let asked = &suite.options.only;
         // Those that start and end sdtrace are always needed.
-        let wanted = asked.is_empty()
+        let of_this_mode = !cases::IN_ONE_MODE
+            .iter()
+            .any(|(name, mode)| *name == test.name && *mode != suite.options.attach);
+        let wanted = asked.is_empty() && of_this_mode
             || asked.iter().any(|part| test.name.contains(part))
             || cases::ALWAYS.contains(&test.name);
         if !wanted {
@@ -169,8 +172,9 @@ mod tests {
     #[test]
     fn tests_have_names_of_their_own() {
         let mut names: Vec<_> = cases::all().iter().map(|test| test.name).collect();
-        for always in cases::ALWAYS {
-            assert!(names.contains(&always), "{always}");
+        let in_one_mode = cases::IN_ONE_MODE.iter().map(|(name, _)| *name);
+        for name in cases::ALWAYS.into_iter().chain(in_one_mode) {
+            assert!(names.contains(&name), "{name}");
         }
         let count = names.len();
         names.sort_unstable();

@@ -13,6 +13,13 @@ use super::Test;
 /// Tests without which the others have nothing to look at.
 pub const ALWAYS: [&str; 2] = ["starts", "sigterm_detaches"];
 
+/// Tests that take long, and whether they pass does not hang on how the programs are attached: on every kernel, in one mode each,
+/// unless they are asked for by name.
+pub const IN_ONE_MODE: [(&str, &str); 2] = [
+    ("writes_are_always_watched_if_told", "fentry"),
+    ("what_cannot_be_attached_is_said", "kprobe"),
+];
+
 macro_rules! tests {
     ($($module:ident :: $name:ident),* $(,)?) => {
         vec![$(Test { name: stringify!($name), run: $module::$name }),*]
