@@ -298,6 +298,10 @@ impl Detectors {
             .blind_ahead
             .remove(&(clear.birth, number))
             .unwrap_or_default();
+        // Addresses that were lost on the way are not known either.
+        let bytes: u64 = clear.blind_bytes.iter().sum();
+        let placed = epoch.blind_ranges.bytes();
+        epoch.blind_nowhere = clear.direct_read_bytes.max(bytes.saturating_sub(placed));
         epoch.at_clear = ledger.vmas_at_clear(clear.birth, number).map(AtClear::new);
         // Of clears that follow each other faster than rows are looked at, the newest is known; what was mapped
         // elsewhere before is taken to be so still.

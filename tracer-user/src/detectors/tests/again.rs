@@ -72,11 +72,17 @@ fn a_child_may_write_all_that_is_shared() {
 #[test]
 fn where_direct_reads_are_delivered_to_is_not_known() {
     let mut story = Story::new();
+    blind(&mut story, 1, Blind::Pinned, 4, 1);
     story.clear_with(1, vec![private(0, 64)], |clear| {
         clear.blind_bytes[Blind::Pinned as usize] = 3 * PAGE;
         clear.direct_read_bytes = 2 * PAGE;
     });
     assert_eq!(story.of(1).blind_bytes_nowhere, 2 * PAGE);
+    // Nor is what was lost on the way.
+    story.clear_with(2, vec![private(0, 64)], |clear| {
+        clear.blind_bytes[Blind::Hugetlb as usize] = 512 * PAGE;
+    });
+    assert_eq!(story.of(2).blind_bytes_nowhere, 512 * PAGE);
 }
 
 #[test]
