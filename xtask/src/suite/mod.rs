@@ -98,10 +98,21 @@ impl Suite {
     }
 }
 
-/// The names of all tests.
+/// The names of the tests that run when sdtrace attaches by `attach`.
 #[must_use]
-pub fn test_names() -> Vec<&'static str> {
-    cases::all().iter().map(|test| test.name).collect()
+pub fn test_names(attach: &str) -> Vec<&'static str> {
+    cases::all()
+        .iter()
+        .map(|test| test.name)
+        .filter(|name| of_mode(name, attach))
+        .collect()
+}
+
+/// Whether the test `name` runs, unasked, when sdtrace attaches by `attach`.
+fn of_mode(name: &str, attach: &str) -> bool {
+    !cases::IN_ONE_MODE
+        .iter()
+        .any(|(one, mode)| *one == name && *mode != attach)
 }
 
 /// Runs the tests. Returns whether all passed.
@@ -123,10 +134,7 @@ pub fn run(options: Options) -> Result<bool> {
     for test in cases::all() {
         let asked = &suite.options.only;
         // Those that start and end sdtrace are always needed.
-        let of_this_mode = !cases::IN_ONE_MODE
-            .iter()
-            .any(|(name, mode)| *name == test.name && *mode != suite.options.attach);
-        let wanted = asked.is_empty() && of_this_mode
+        let wanted = asked.is_empty() && of_mode(test.name, &suite.options.attach)
             || asked.iter().any(|part| test.name.contains(part))
             || cases::ALWAYS.contains(&test.name);
         if !wanted {
@@ -180,5 +188,21 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn every_test_runs_in_some_mode() {
+        let (fentry, kprobe) = (test_names("fentry"), test_names("kprobe"));
+        for test in cases::all() {
+            assert!(
+                fentry.contains(&test.name) || kprobe.contains(&test.name),
+                "{}",
+                test.name
+            );
+        }
+        for (name, mode) in cases::IN_ONE_MODE {
+            assert_eq!(test_names(mode).iter().filter(|test| **test == name).count(), 1);
+            assert!(!(fentry.contains(&name) && kprobe.contains(&name)), "{name}");
+        }
     }
 }

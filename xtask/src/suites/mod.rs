@@ -252,6 +252,12 @@ pub fn run(steps: &[Step], only: &[String]) -> Result<()> {
         let verdict = if failure.is_some() { "FAILED" } else { "ok" };
         println!("{name:<24}{verdict:<8}{:>7.1} s", time.as_secs_f64());
     }
+    // Again, where whoever sees only the end of a long output finds it.
+    for (name, _, failure) in &results {
+        if let Some(failure) = failure {
+            println!("{name}: {}", shortened(failure));
+        }
+    }
     let failed = results.iter().filter(|(_, _, failure)| failure.is_some()).count();
     // Alone on its line: continuous integration reads it.
     println!("{} passed, {failed} failed", results.len() - failed);
@@ -259,6 +265,18 @@ pub fn run(steps: &[Step], only: &[String]) -> Result<()> {
         bail!("{failed} of {} steps failed", results.len());
     }
     Ok(())
+}
+
+/// The begin and the end of a long reason: what failed, and what was said last.
+fn shortened(reason: &str) -> String {
+    const KEPT: usize = 1000;
+    let letters: Vec<char> = reason.chars().collect();
+    if letters.len() <= 2 * KEPT {
+        return reason.to_owned();
+    }
+    let begin: String = letters[..KEPT].iter().collect();
+    let end: String = letters[letters.len() - KEPT..].iter().collect();
+    format!("{begin} [...] {end}")
 }
 
 /// Works on each item, two at a time: a guest keeps one core busy. The results come in the items' order.
@@ -343,6 +361,14 @@ mod tests {
         assert!(ran.get());
         assert!(run(&steps, &["good".into()]).is_ok());
         assert!(run(&steps, &["ugly".into()]).is_err());
+    }
+
+    #[test]
+    fn long_reasons_keep_their_begin_and_their_end() {
+        assert_eq!(shortened("no"), "no");
+        let long = shortened(&format!("first{}last", "é".repeat(5000)));
+        assert!(long.starts_with("first") && long.ends_with("last"));
+        assert_eq!(long.chars().count(), 2000 + " [...] ".len());
     }
 
     #[test]

@@ -112,7 +112,7 @@ fn attempt(
     }
     match report.outcome {
         Outcome::Exited(status) => {
-            let tests = judge(&said, status, &suite::test_names())?;
+            let tests = judge(&said, status, &suite::test_names(mode))?;
             ensure!(
                 report.warnings.is_empty(),
                 "the kernel warned: {}",
