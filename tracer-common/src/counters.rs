@@ -122,7 +122,8 @@ pub enum Stage {
     FreshFull = 27,
     /// More ranges were moved in one epoch than are kept.
     MovedFull = 28,
-    /// The map of calls under way was full, or the return of a call was not seen: what it did to a range is not known.
+    /// The map of calls under way was full, or the return of a call was not seen: what it did to a range is not known. Likewise
+    /// for the return of a page from its migration.
     CallsFull = 29,
     /// The return of a write fault was not seen, or not in time: one write was not noted.
     WriteSlotTaken = 30,

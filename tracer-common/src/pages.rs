@@ -50,7 +50,8 @@ const _: () = assert!(CHUNK_RECORD.is_multiple_of(64));
 /// Bits of [`PageChunk::written`] that hold the epoch.
 pub const TAG_MASK: u8 = 0x7f;
 /// Bit of [`PageChunk::written`]: noted while a clear was walking over this address space, so the write may have
-/// come before the clear took the page's bit.
+/// come before the clear took the page's bit; or nobody knows whether there was a write, because it would not have come by a
+/// fault.
 pub const RACED: u8 = 0x80;
 /// Marks repeat after so many epochs.
 pub const TAG_PERIOD: u32 = 64;
@@ -104,11 +105,14 @@ pub enum PageCause {
     Departure = 8,
     /// The same, and the page was writable: so is the migration entry (`make_writable_migration_entry`).
     WritableDeparture = 9,
+    /// A migration entry became a page again, and that page was exposed: writable, without the soft-dirty bit, in an armed
+    /// VMA. No later migration takes this mark away.
+    ExposedArrival = 10,
 }
 
 impl PageCause {
     /// Every mechanism, in the order of the discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Migration,
         Self::HugeMigration,
         Self::Ksm,
@@ -118,6 +122,7 @@ impl PageCause {
         Self::Uprobe,
         Self::Departure,
         Self::WritableDeparture,
+        Self::ExposedArrival,
     ];
 
     /// The mechanism with this discriminant.
@@ -129,7 +134,10 @@ impl PageCause {
     /// Whether a migration of a small page did it.
     #[must_use]
     pub const fn is_migration(self) -> bool {
-        matches!(self, Self::Migration | Self::Departure | Self::WritableDeparture)
+        matches!(
+            self,
+            Self::Migration | Self::Departure | Self::WritableDeparture | Self::ExposedArrival
+        )
     }
 
     /// The name in records for people.
@@ -145,6 +153,7 @@ impl PageCause {
             Self::Uprobe => "uprobe",
             Self::Departure => "departure",
             Self::WritableDeparture => "writable_departure",
+            Self::ExposedArrival => "exposed_arrival",
         }
     }
 }

@@ -1,10 +1,14 @@
 //! Hooks on what works on page-table entries one by one: they mark the page, so that a finding there has a name.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use tracer_common::flags::{PTE_PRESENT, PTE_PROTNONE, PTE_WRITE};
+use tracer_common::counters::Stage;
+use tracer_common::flags::{
+    PTE_PRESENT, PTE_PROTNONE, PTE_SOFT_DIRTY, PTE_WRITE, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY,
+};
 use tracer_common::pages::PageCause;
 
 use crate::layout::*;
+use crate::maps::{ARRIVALS, stage};
 use crate::memory::{Memory, Probed};
 use crate::{migration, pages, paging, tracking};
 
@@ -67,6 +71,53 @@ pub fn arrives(vma: u64, address: u64) {
         migration::learn(entry.entry);
     }
     pages::mark_cause(mm, address, false, PageCause::Migration as u32);
+    let thread = bpf_get_current_pid_tgid();
+    // One that is there already: the kernel had no instance of the return probe left for its return.
+    let left_over = ARRIVALS.get_ptr(thread).is_some();
+    let full = ARRIVALS.insert(thread, Arrival { mm, vma, address }, 0).is_err();
+    if left_over || full {
+        stage(Stage::CallsFull);
+    }
+}
+
+/// A page that a migration is putting back.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Arrival {
+    mm: u64,
+    vma: u64,
+    address: u64,
+}
+
+/// The return of `remove_migration_pte`: is the page exposed? Asked here and now, because its entry may be write-protected before
+/// anybody looks (fork, mprotect, a hint of NUMA balancing), and what was written until then has left no trace.
+#[inline(always)]
+pub fn arrived() {
+    if !tracking::anything() {
+        return;
+    }
+    let thread = bpf_get_current_pid_tgid();
+    let Some(found) = ARRIVALS.get_ptr(thread) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `found` is a map value.
+    let Arrival { mm, vma, address } = unsafe { *found };
+    let _ = ARRIVALS.remove(thread);
+    if Probed::u64(vma, VMA_FLAGS.load()) & (VM_SOFTDIRTY | VM_HUGETLB | VM_PFNMAP) != 0 {
+        return;
+    }
+    let Some(leaf) = exposed(mm, address) else { return };
+    let walking = pages::mark_exposed(mm, address, leaf.huge);
+    if walking && exposed(mm, address).is_none() {
+        // A clear has come by between, and its look before: in its epoch the page is as it should be.
+        pages::take_exposed_back(mm, address, leaf.huge);
+    }
+}
+
+/// The entry of a page, if it lets writes through unseen.
+#[inline(always)]
+fn exposed(mm: u64, address: u64) -> Option<paging::Leaf> {
+    paging::leaf(mm, address).filter(|leaf| leaf.entry & (PTE_WRITE | PTE_SOFT_DIRTY) == PTE_WRITE)
 }
 
 /// `remove_migration_pmd(pvmw, new)`: the same for a huge page.

@@ -144,6 +144,12 @@ fn handle_mm_fault_kretprobe(context: RetProbeContext) -> u32 {
 entry_points!(remove_migration_pte_fentry remove_migration_pte_kprobe ARGS_REMOVE_MIGRATION_PTE
     |vma: ARG_REMOVE_MIGRATION_PTE_VMA, addr: ARG_REMOVE_MIGRATION_PTE_ADDR| { causes::arrives(vma, addr); });
 
+exit_points!(remove_migration_pte_fexit remove_migration_pte_kretprobe ARGS_REMOVE_MIGRATION_PTE
+|answer| {
+    let _ = answer;
+    causes::arrived();
+});
+
 entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
     |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS, flags: ARG_TRY_TO_UNMAP_ONE_FLAGS| { causes::unmaps(vma, address, flags as u32); });
 

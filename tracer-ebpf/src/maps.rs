@@ -16,6 +16,7 @@ use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 use crate::audit::{BENCHES, Scratch};
 use crate::calls::CallUnderWay;
+use crate::causes::Arrival;
 use crate::clears::ClearUnderWay;
 use crate::direct::{DirectRead, DirectReads};
 use crate::faults::TaskSlot;
@@ -62,6 +63,10 @@ pub static MOVED: HashMap<u64, Moved> = HashMap::with_max_entries(1024, 0);
 /// Calls under way whose end tells what they did to a range, by thread.
 #[map]
 pub static CALLS: HashMap<u64, CallUnderWay> = HashMap::with_max_entries(4096, 0);
+
+/// Pages that a migration is about to put back, by the thread that does it.
+#[map]
+pub static ARRIVALS: HashMap<u64, Arrival> = HashMap::with_max_entries(1024, 0);
 
 /// Writes under way to files that somebody maps shared, by thread.
 #[map]

@@ -1,7 +1,9 @@
 //! The records of pages: finding and creating them, and marking pages in them.
 
 use tracer_common::counters::Stage;
-use tracer_common::pages::{CHUNK_SHIFT, ChunkKey, PAGES, PageCause, PageChunk, TAG_TRUSTED, cause_mark};
+use tracer_common::pages::{
+    CHUNK_SHIFT, ChunkKey, PAGES, PageCause, PageChunk, RACED, TAG_MASK, TAG_TRUSTED, cause_mark, tag,
+};
 
 use crate::maps::{CHUNK_INDEX, CHUNKS, FREE_CHUNKS, stage};
 use crate::tracking;
@@ -124,6 +126,19 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
     let Some(cause) = PageCause::from_raw(cause as u8) else {
         return;
     };
+    if !huge && cause.is_migration() {
+        let page = (address >> 12) as usize & (PAGES - 1);
+        // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+        let before = unsafe {
+            (&raw const (*chunk).causes)
+                .cast::<u8>()
+                .add(page)
+                .read_volatile()
+        };
+        if before == cause_mark(PageCause::ExposedArrival, epoch) {
+            return;
+        }
+    }
     // SAFETY: the verifier proves that `chunk` is a map value.
     unsafe {
         (*chunk).caused = 1;
@@ -141,6 +156,69 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
         huge,
         cause_mark(cause, epoch),
     );
+}
+
+/// Marks a page that came back from a migration exposed: whatever becomes of its entry until somebody looks, a write may have gone
+/// by unseen. What is known to be written stays so. Returns whether a clear is walking over the address space.
+#[inline(never)]
+pub fn mark_exposed(mm: u64, address: u64, huge: bool) -> bool {
+    exchange(mm, address, huge, PageCause::ExposedArrival)
+}
+
+/// Takes the mark of [`mark_exposed`] back.
+#[inline(never)]
+pub fn take_exposed_back(mm: u64, address: u64, huge: bool) -> bool {
+    exchange(mm, address, huge, PageCause::Migration)
+}
+
+#[inline(always)]
+fn exchange(mm: u64, address: u64, huge: bool, cause: PageCause) -> bool {
+    let Some(tracked) = tracking::get(mm) else {
+        return false;
+    };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch, walking) = unsafe {
+        let tracked = &*tracked;
+        let boundary = &tracked.boundary;
+        (
+            tracked.birth,
+            boundary.epoch_of(address, tracked.epoch),
+            boundary.is_walking(),
+        )
+    };
+    if epoch == 0 {
+        return false;
+    }
+    let Some(chunk) = for_mark(birth, address, epoch) else {
+        return false;
+    };
+    let (clean, perhaps) = (0, tag(epoch) | RACED);
+    let (before, after) = if cause as u32 == PageCause::ExposedArrival as u32 {
+        (clean, perhaps)
+    } else {
+        (perhaps, clean)
+    };
+    let page = (address >> 12) as usize & (PAGES - 1);
+    // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+    unsafe {
+        let written: *mut u8 = (&raw mut (*chunk).written).cast();
+        let mark = written.add(page).read_volatile();
+        // Marks of older epochs are none.
+        let mark = if mark & TAG_MASK == tag(epoch) {
+            mark
+        } else {
+            clean
+        };
+        if mark == before {
+            store(written, address, huge, after);
+        }
+        if !huge {
+            (*chunk).caused = 1;
+            let causes: *mut u8 = (&raw mut (*chunk).causes).cast();
+            causes.add(page).write_volatile(cause_mark(cause, epoch));
+        }
+    }
+    walking
 }
 
 /// Whether a migration took the page at `address` out of the page table in this epoch, and it was writable.

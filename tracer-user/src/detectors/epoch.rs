@@ -6,6 +6,7 @@ use tracer_common::audit::{MOVED_RANGES, PagesRecord, Reader, VmaRecord};
 use tracer_common::classify::VmaKind;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_SHARED, is_armed};
+use tracer_common::pages::PageCause;
 use tracer_common::records::{Blind, ClearRecord};
 
 use super::cause::{Cause, Dropped, Evidence};
@@ -243,7 +244,13 @@ impl Epoch {
                 continue;
             }
             if record.raced.contains(page) {
-                put(Rank::Raced, Cause::Unknown);
+                match (mark, record.none.contains(page)) {
+                    // Thrown away since, which the tracker sees.
+                    (Some(PageCause::ExposedArrival), true) if !shared => {}
+                    // Somebody has write-protected it meanwhile.
+                    (Some(PageCause::ExposedArrival), _) => put(Rank::Exposed, Cause::MigrationRace),
+                    _ => put(Rank::Raced, Cause::Unknown),
+                }
                 continue;
             }
             let entry = if record.none.contains(page) {

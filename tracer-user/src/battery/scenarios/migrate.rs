@@ -15,7 +15,7 @@ pub(super) const ALL: &[Scenario] = &[
         "migration-race",
         Class::A,
         RACE,
-        |bench| race(bench, private(RACE_PAGES)?),
+        |bench| race(bench, private(RACE_PAGES)?, Then::Nothing),
         "Clears while another thread moves the pages between NUMA nodes, then writes them all.",
     )
     .race(40),
@@ -23,15 +23,23 @@ pub(super) const ALL: &[Scenario] = &[
         "migration-race-shared",
         Class::A,
         RACE,
-        |bench| race(bench, shared(RACE_PAGES)?),
+        |bench| race(bench, shared(RACE_PAGES)?, Then::Nothing),
         "The same with shared anonymous pages.",
     )
     .race(20),
     Scenario::new(
+        "migration-race-protected",
+        Class::A,
+        RACE,
+        |bench| race(bench, private(RACE_PAGES)?, Then::Protect),
+        "The same with private pages that mprotect makes read-only before anybody looks at them.",
+    )
+    .race(40),
+    Scenario::new(
         "migration-race-thp",
         Class::A,
         "migration-race-thp",
-        |bench| race(bench, huge_private()?),
+        |bench| race(bench, huge_private()?, Then::Nothing),
         "The same with a transparent huge page.",
     )
     .race(40),
@@ -94,11 +102,19 @@ fn parse_list(list: &str) -> Vec<i32> {
     list.split(',').filter_map(range).flatten().collect()
 }
 
+/// What happens between the writes and the look for them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    /// The entries lose their write bits, as they do by fork and by hints of NUMA balancing too.
+    Protect,
+}
+
 /// Clears and writes while the pages are on the move.
 ///
 /// A migration entry stands in the page table for a moment; a clear that meets a writable one may leave it writable
 /// without soft-dirty, and then the page comes back so.
-fn race(bench: &Bench, area: Area) -> Found {
+fn race(bench: &Bench, area: Area, then: Then) -> Found {
     let nodes = nodes()?;
     let stop = AtomicBool::new(false);
     area.fill(OLD);
@@ -118,7 +134,14 @@ fn race(bench: &Bench, area: Area) -> Found {
             let before = Before::known(area, old);
             let epoch = Epoch::open()?;
             area.write_each(old + 100);
-            epoch.judge(&before, area.pages())
+            if then == Then::Nothing {
+                return epoch.judge(&before, area.pages());
+            }
+            area.protect(libc::PROT_READ).works("mprotect")?;
+            let found = epoch.judge(&before, area.pages());
+            area.protect(libc::PROT_READ | libc::PROT_WRITE)
+                .works("mprotect")?;
+            found
         });
         stop.store(true, Ordering::Relaxed);
         found

@@ -112,6 +112,39 @@ fn a_write_that_raced_with_the_clear_is_unknown_and_not_missed() {
 }
 
 #[test]
+fn what_came_back_exposed_stays_so_whoever_protects_it() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 64), shared(64, 64)]);
+    let exposed = |record: &mut PagesRecord, first| {
+        record.lost = PageSet::range(first, 4);
+        record.raced = PageSet::range(first, 4);
+        for page in first..first + 4 {
+            record.causes[page] = cause_mark(PageCause::ExposedArrival, 1);
+        }
+        // Thrown away: the tracker sees that of private memory; of shared memory it is only the entry.
+        record.none = PageSet::range(first, 1);
+    };
+    story.pages(private(0, 64), |record| exposed(record, 0));
+    assert_eq!(story.of(1).verdict, Verdict::Suspect);
+    assert_eq!(
+        story.found(1),
+        [("migration-race".to_owned(), Evidence::Exposed, 3)]
+    );
+    story.pages(shared(64, 64), |record| exposed(record, 64));
+    assert_eq!(
+        story.found(1),
+        [("migration-race".to_owned(), Evidence::Exposed, 7)]
+    );
+    assert!(
+        story
+            .of(1)
+            .reasons
+            .iter()
+            .all(|reason| reason.name != "raced_with_clear")
+    );
+}
+
+#[test]
 fn what_private_memory_dropped_is_counted_and_nothing_else() {
     let mut story = Story::new();
     story.clear(1, vec![private(0, 64)]);

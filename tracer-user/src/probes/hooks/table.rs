@@ -82,11 +82,17 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
-        // Names the migration race.
+        // Names the migration race, and notes the pages that come back exposed.
         target: "remove_migration_pte",
         required: false,
-        fentry: &[program!("remove_migration_pte_fentry", Entry)],
-        kprobe: &[program!("remove_migration_pte_kprobe", Entry)],
+        fentry: &[
+            program!("remove_migration_pte_fexit", Return),
+            program!("remove_migration_pte_fentry", Entry),
+        ],
+        kprobe: &[
+            program!("remove_migration_pte_kretprobe", Return),
+            program!("remove_migration_pte_kprobe", Entry),
+        ],
         return_on_request: false,
         fixed: &[],
     },
