@@ -2,16 +2,16 @@
 //! their entry to their return, when it is known whether they did it.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
-use tracer_common::audit::{Moved, RangeCause, RangeRecord};
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use tracer_common::audit::{Moved, RangeCause};
 use tracer_common::counters::Stage;
 use tracer_common::pages::{CHUNK_SIZE, PageCause, tag};
-use tracer_common::records::{Header, Kind, VERSION};
 
 use crate::identity::current;
 use crate::layout::*;
-use crate::maps::{CALLS, MOVED, send, stage};
+use crate::maps::{CALLS, MOVED, stage};
 use crate::memory::{Memory, Probed};
+use crate::ranges::{self, Range};
 use crate::{pages, tracking};
 
 /// A call between its entry and its return.
@@ -217,20 +217,13 @@ pub fn returned(answer: i64) {
 
 #[inline(always)]
 fn send_range(birth: u64, epoch: u32, call: &CallUnderWay) {
-    send(&RangeRecord {
-        header: Header {
-            kind: Kind::Range as u16,
-            version: VERSION,
-            size: size_of::<RangeRecord>() as u32,
-            // SAFETY: the helper has no preconditions.
-            time_ns: unsafe { bpf_ktime_get_ns() },
-        },
+    ranges::tell(Range {
         birth,
+        epoch,
         start: call.start,
         length: call.length,
         from: call.from,
         from_length: call.from_length,
-        epoch,
         cause: call.cause,
         detail: call.detail,
         initial_tid: bpf_get_current_pid_tgid() as u32,

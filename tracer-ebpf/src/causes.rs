@@ -103,7 +103,7 @@ pub fn arrived() {
     // SAFETY: the verifier proves that `found` is a map value.
     let Arrival { mm, vma, address } = unsafe { *found };
     let _ = ARRIVALS.remove(thread);
-    if Probed::u64(vma, VMA_FLAGS.load()) & (VM_SOFTDIRTY | VM_HUGETLB | VM_PFNMAP) != 0 {
+    if !is_armed(vma) {
         return;
     }
     let Some(leaf) = exposed(mm, address) else { return };
@@ -112,6 +112,32 @@ pub fn arrived() {
         // A clear has come by between, and its look before: in its epoch the page is as it should be.
         pages::take_exposed_back(mm, address, leaf.huge);
     }
+}
+
+/// Tracepoint `migrate:remove_migration_pte(addr, pte, order)`, in the function of that name: the entry of one page has been made.
+/// A large folio that is mapped page by page has one call for all of its pages, and one of these for each. Kernels without the
+/// tracepoint have no such folios but huge pages.
+#[inline(always)]
+pub fn page_arrives(address: u64, order: u32) {
+    if order == 0 || !tracking::anything() {
+        return;
+    }
+    let Some(found) = ARRIVALS.get_ptr(bpf_get_current_pid_tgid()) else {
+        return;
+    };
+    // SAFETY: the verifier proves that `found` is a map value.
+    let Arrival { mm, vma, .. } = unsafe { *found };
+    if is_armed(vma) && exposed(mm, address).is_some() {
+        pages::mark_exposed_at_once(mm, address);
+    } else {
+        pages::mark_cause(mm, address, false, PageCause::Migration as u32);
+    }
+}
+
+/// Whether soft-dirty tracks the pages of a VMA.
+#[inline(always)]
+fn is_armed(vma: u64) -> bool {
+    Probed::u64(vma, VMA_FLAGS.load()) & (VM_SOFTDIRTY | VM_HUGETLB | VM_PFNMAP) == 0
 }
 
 /// The entry of a page, if it lets writes through unseen.

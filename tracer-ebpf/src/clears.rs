@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_user};
 use aya_log_ebpf::debug;
-use tracer_common::audit::{RangeCause, RangeRecord, Reader};
+use tracer_common::audit::{RangeCause, Reader};
 use tracer_common::counters::Stage;
 use tracer_common::flags::{VM_HUGETLB, VM_MAYWRITE, VM_PFNMAP, VM_WRITE};
 use tracer_common::records::{
@@ -17,8 +17,9 @@ use tracer_common::tracked::{Boundary, ORIGIN_CLEAR, Tracked, birth_id};
 use crate::audit::{self, Bench, Site, pinned};
 use crate::identity::{current, identify, passes, task_of_proc_file};
 use crate::layout::*;
-use crate::maps::{CLEARS, FRESH, RECORDS, send, stage};
+use crate::maps::{CLEARS, FRESH, send, stage};
 use crate::memory::{Memory, Probed};
+use crate::ranges::{self, Range};
 use crate::{direct, files, openers, pages, rows, tracking};
 
 /// `CLEAR_REFS_SOFT_DIRTY` of `fs/proc/task_mmu.c`: what the user writes, and `clear_refs_private::type`.
@@ -270,29 +271,17 @@ pub fn looks_for_pins(pmd: u64, addr: u64, end: u64) {
 /// Tells where the clear met memory that soft-dirty cannot track.
 #[inline(always)]
 fn tell_blind(clear: &ClearUnderWay, blind: u32, start: u64, end: u64) {
-    let Some(mut reserved) = RECORDS.reserve::<RangeRecord>(0) else {
-        stage(Stage::RingFull);
-        return;
-    };
-    reserved.write(RangeRecord {
-        header: Header {
-            kind: Kind::Range as u16,
-            version: VERSION,
-            size: size_of::<RangeRecord>() as u32,
-            // SAFETY: the helper has no preconditions.
-            time_ns: unsafe { bpf_ktime_get_ns() },
-        },
-        birth: clear.birth,
-        start,
-        length: end.wrapping_sub(start),
-        from: 0,
-        from_length: 0,
-        epoch: clear.epoch,
-        cause: RangeCause::Blind as u32,
+    ranges::tell(Range {
         detail: blind,
         initial_tid: bpf_get_current_pid_tgid() as u32,
+        ..Range::of(
+            RangeCause::Blind,
+            clear.birth,
+            clear.epoch,
+            start,
+            end.wrapping_sub(start),
+        )
     });
-    reserved.submit(0);
 }
 
 #[inline(always)]

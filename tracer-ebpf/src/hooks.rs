@@ -2,8 +2,10 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
-use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{
+    BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+};
 use tracer_common::audit::Reader;
 use tracer_common::pages::PageCause;
 
@@ -149,6 +151,18 @@ exit_points!(remove_migration_pte_fexit remove_migration_pte_kretprobe ARGS_REMO
     let _ = answer;
     causes::arrived();
 });
+
+#[btf_tracepoint(function = "remove_migration_pte")]
+fn remove_migration_pte_btf(context: BtfTracePointContext) -> u32 {
+    causes::page_arrives(context.arg(0), context.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "remove_migration_pte")]
+fn remove_migration_pte_raw(context: RawTracePointContext) -> u32 {
+    causes::page_arrives(context.arg(0), context.arg(2));
+    0
+}
 
 entry_points!(try_to_unmap_one_fentry try_to_unmap_one_kprobe ARGS_TRY_TO_UNMAP_ONE
     |vma: ARG_TRY_TO_UNMAP_ONE_VMA, address: ARG_TRY_TO_UNMAP_ONE_ADDRESS, flags: ARG_TRY_TO_UNMAP_ONE_FLAGS| { causes::unmaps(vma, address, flags as u32); });

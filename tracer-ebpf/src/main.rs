@@ -53,6 +53,7 @@ mod mprotects;
 mod openers;
 mod pages;
 mod paging;
+mod ranges;
 mod release;
 mod rows;
 mod tracking;

@@ -126,6 +126,16 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
     let Some(cause) = PageCause::from_raw(cause as u8) else {
         return;
     };
+    // SAFETY: the verifier proves that `chunk` is a map value.
+    unsafe {
+        (*chunk).caused = 1;
+        if matches!(
+            cause,
+            PageCause::Departure | PageCause::WritableDeparture | PageCause::HugeMigration
+        ) {
+            (*chunk).departed_epoch = epoch;
+        }
+    }
     if !huge && cause.is_migration() {
         let page = (address >> 12) as usize & (PAGES - 1);
         // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
@@ -137,16 +147,6 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
         };
         if before == cause_mark(PageCause::ExposedArrival, epoch) {
             return;
-        }
-    }
-    // SAFETY: the verifier proves that `chunk` is a map value.
-    unsafe {
-        (*chunk).caused = 1;
-        if matches!(
-            cause,
-            PageCause::Departure | PageCause::WritableDeparture | PageCause::HugeMigration
-        ) {
-            (*chunk).departed_epoch = epoch;
         }
     }
     // SAFETY: the verifier proves that `chunk` is a map value.
@@ -162,17 +162,24 @@ pub fn mark_cause(mm: u64, address: u64, huge: bool, cause: u32) {
 /// by unseen. What is known to be written stays so. Returns whether a clear is walking over the address space.
 #[inline(never)]
 pub fn mark_exposed(mm: u64, address: u64, huge: bool) -> bool {
-    exchange(mm, address, huge, PageCause::ExposedArrival)
+    exchange(mm, address, huge, PageCause::ExposedArrival, true)
+}
+
+/// The same for a page that nobody looks at once more: while a clear is walking it may be the clear's turn next, and then the page
+/// was exposed in the epoch before only. So it is marked without the name.
+#[inline(never)]
+pub fn mark_exposed_at_once(mm: u64, address: u64) -> bool {
+    exchange(mm, address, false, PageCause::ExposedArrival, false)
 }
 
 /// Takes the mark of [`mark_exposed`] back.
 #[inline(never)]
 pub fn take_exposed_back(mm: u64, address: u64, huge: bool) -> bool {
-    exchange(mm, address, huge, PageCause::Migration)
+    exchange(mm, address, huge, PageCause::Migration, true)
 }
 
 #[inline(always)]
-fn exchange(mm: u64, address: u64, huge: bool, cause: PageCause) -> bool {
+fn exchange(mm: u64, address: u64, huge: bool, cause: PageCause, sure: bool) -> bool {
     let Some(tracked) = tracking::get(mm) else {
         return false;
     };
@@ -197,6 +204,11 @@ fn exchange(mm: u64, address: u64, huge: bool, cause: PageCause) -> bool {
         (clean, perhaps)
     } else {
         (perhaps, clean)
+    };
+    let cause = if sure || !walking {
+        cause
+    } else {
+        PageCause::Migration
     };
     let page = (address >> 12) as usize & (PAGES - 1);
     // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.

@@ -1,18 +1,17 @@
 //! Which pages were written: every write fault that the kernel has handled, page by page.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use tracer_common::audit::{RangeCause, RangeRecord};
+use tracer_common::audit::RangeCause;
 use tracer_common::counters::Stage;
 use tracer_common::flags::{PTE_SOFT_DIRTY, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY};
 use tracer_common::pages::{RACED, tag};
-use tracer_common::records::{Header, Kind, VERSION};
 use tracer_common::tracked::Tracked;
 use tracer_common::writes::{WRITE_SLOTS, WriteUnderWay};
 
 use crate::layout::*;
-use crate::maps::{RECORDS, UNDER_WAY, add, stage};
+use crate::maps::{UNDER_WAY, add, stage};
 use crate::memory::{Memory, Probed};
+use crate::ranges::{self, Range};
 use crate::{pages, paging, tracking};
 
 /// The entry of `handle_mm_fault` for a write.
@@ -82,29 +81,16 @@ fn late(slot: &WriteUnderWay) {
 
 #[inline(always)]
 fn tell_unreturned(slot: &WriteUnderWay) {
-    let Some(mut reserved) = RECORDS.reserve::<RangeRecord>(0) else {
-        stage(Stage::RingFull);
-        return;
-    };
-    reserved.write(RangeRecord {
-        header: Header {
-            kind: Kind::Range as u16,
-            version: VERSION,
-            size: size_of::<RangeRecord>() as u32,
-            // SAFETY: the helper has no preconditions.
-            time_ns: unsafe { bpf_ktime_get_ns() },
-        },
-        birth: slot.birth,
-        start: slot.address & !0xfff,
-        length: 0x1000,
-        from: 0,
-        from_length: 0,
-        epoch: slot.epoch,
-        cause: RangeCause::WriteUnreturned as u32,
-        detail: 0,
+    ranges::tell(Range {
         initial_tid: slot.thread as u32,
+        ..Range::of(
+            RangeCause::WriteUnreturned,
+            slot.birth,
+            slot.epoch,
+            slot.address & !0xfff,
+            0x1000,
+        )
     });
-    reserved.submit(0);
 }
 
 /// The return of `handle_mm_fault(vma, address, flags, regs)` for a write.

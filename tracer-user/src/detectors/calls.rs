@@ -10,7 +10,6 @@ use super::epoch::{BLIND_RANGES, Epoch};
 use super::hazards;
 use super::holes::{self, FileRange};
 use super::ranges::Range;
-use super::verdict::Unknown;
 use super::worked::{self, Remap, Work};
 
 /// Clears under way whose blind memory is remembered.
@@ -109,8 +108,11 @@ impl Detectors {
             // One that is finished was marked when it was: the fault was still under way then.
             let unfinished = space.epochs.get_mut(&number).filter(|epoch| !epoch.finished);
             let Some(epoch) = unfinished else { continue };
-            epoch.note_unknown(Unknown::WriteUnreturned, 1);
-            epoch.blind_ranges.insert_bounded(range, BLIND_RANGES);
+            epoch.write_unreturned(range);
+            if number == record.epoch {
+                // The record of the clear that is walking is still to come, perhaps.
+                epoch.unreturned.insert_bounded(range, BLIND_RANGES);
+            }
             self.touched.insert((record.birth, number));
         }
     }

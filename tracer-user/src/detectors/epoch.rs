@@ -79,6 +79,8 @@ pub(super) struct Epoch {
     pub(super) blind_ranges: RangeSet,
     /// Shared memory that is mapped a second time, by anybody.
     pub(super) aliased: RangeSet,
+    /// What was written by faults that began in this epoch, and whose end nobody has seen.
+    pub(super) unreturned: RangeSet,
     /// VMAs and pages that the clear at its end tested.
     pub(super) audited: Option<(u32, u64)>,
     /// Pages whose content was compared, and those of them whose write was missed.
@@ -126,10 +128,17 @@ impl Epoch {
             blind_nowhere,
             blind_ranges: RangeSet::default(),
             aliased: RangeSet::default(),
+            unreturned: RangeSet::default(),
             audited: None,
             verified_pages: 0,
             verified_missed: 0,
         }
+    }
+
+    /// A write whose end nobody has seen may belong to this epoch.
+    pub(super) fn write_unreturned(&mut self, range: Range) {
+        self.note_unknown(Unknown::WriteUnreturned, 1);
+        self.blind_ranges.insert_bounded(range, BLIND_RANGES);
     }
 
     /// Notes shared memory that somebody else, or another mapping, may write.
@@ -243,16 +252,6 @@ impl Epoch {
             if !record.lost.contains(page) {
                 continue;
             }
-            if record.raced.contains(page) {
-                match (mark, record.none.contains(page)) {
-                    // Thrown away since, which the tracker sees.
-                    (Some(PageCause::ExposedArrival), true) if !shared => {}
-                    // Somebody has write-protected it meanwhile.
-                    (Some(PageCause::ExposedArrival), _) => put(Rank::Exposed, Cause::MigrationRace),
-                    _ => put(Rank::Raced, Cause::Unknown),
-                }
-                continue;
-            }
             let entry = if record.none.contains(page) {
                 lost::Entry::None
             } else if record.zero.contains(page) {
@@ -260,7 +259,7 @@ impl Epoch {
             } else {
                 lost::Entry::Page
             };
-            match lost::judge(&lost::Around {
+            let fate = lost::judge(&lost::Around {
                 shared,
                 entry,
                 mark,
@@ -268,7 +267,19 @@ impl Epoch {
                 migrating: record.migrating != 0,
                 hole: holes.iter().any(|hole| hole.overlaps(range)),
                 page: range,
-            }) {
+            });
+            if record.raced.contains(page) {
+                match fate {
+                    _ if mark != Some(PageCause::ExposedArrival) => put(Rank::Raced, Cause::Unknown),
+                    // Which the tracker sees.
+                    lost::Lost::Dropped(_) if entry == lost::Entry::None => {}
+                    lost::Lost::OnTheMove => put(Rank::Raced, Cause::Unknown),
+                    // Somebody has write-protected it meanwhile.
+                    _ => put(Rank::Exposed, Cause::MigrationRace),
+                }
+                continue;
+            }
+            match fate {
                 lost::Lost::Missed(cause) => put(Rank::Observed, cause),
                 lost::Lost::Dropped(reason) => self.drop_range(reason, range),
                 lost::Lost::OnTheMove => put(Rank::Raced, Cause::Unknown),
@@ -444,6 +455,7 @@ impl Epoch {
     pub(super) fn give_up_ranges(&mut self) {
         self.ranges_given_up = true;
         self.blind_ranges = RangeSet::default();
+        self.unreturned = RangeSet::default();
         self.aliased = RangeSet::default();
         for incident in self.findings.incidents.values_mut() {
             incident.ranges = RangeSet::default();

@@ -270,6 +270,10 @@ impl Detectors {
             .newest()
             .and_then(|epoch| epoch.unknown.get(&Unknown::ShadowStack).copied())
             .unwrap_or(0);
+        let unreturned_before = number
+            .checked_sub(1)
+            .and_then(|before| space.epochs.get(&before))
+            .map(|before| before.unreturned.clone());
         let opening = Opening::Clear(Box::new(*clear));
         let epoch = match space.epochs.get_mut(&number) {
             // Something of it was met before its record.
@@ -316,6 +320,11 @@ impl Detectors {
             .as_ref()
             .map_or(shadow_stacks_before, AtClear::shadow_stacks);
         epoch.note_unknown(Unknown::ShadowStack, shadow_stacks);
+        if let Some(before) = unreturned_before {
+            for range in before.iter() {
+                epoch.write_unreturned(range);
+            }
+        }
         let met_now = epoch.at_clear.clone();
         self.losses.note_start(epoch, clear.first_walk_ns);
         let mut new = hazards::opening_clear(epoch, clear);

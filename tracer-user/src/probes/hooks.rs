@@ -28,7 +28,7 @@ pub struct HookProgram {
 /// A probed function or tracepoint.
 #[derive(Debug)]
 pub struct Hook {
-    /// Name of the kernel function or tracepoint.
+    /// Name of the kernel function or tracepoint; of a tracepoint that is called like a function, with its subsystem.
     pub target: &'static str,
     /// Whether sdtrace cannot work without it.
     pub required: bool,
@@ -46,6 +46,15 @@ impl Hook {
     pub fn has(&self, program: &str) -> bool {
         let programs = self.fentry.iter().chain(self.kprobe);
         programs.into_iter().any(|own| own.name == program)
+    }
+
+    /// The kernel's name of the tracepoint, if it is one.
+    pub fn tracepoint(&self) -> Option<&'static str> {
+        let sites = self.fentry.iter().chain(self.kprobe).map(|program| program.site);
+        sites
+            .into_iter()
+            .all(|site| site == Site::Tracepoint)
+            .then(|| self.target.rsplit(':').next().unwrap_or(self.target))
     }
 
     /// The programs that make this hook, return probes first: an entry is never without its return.
@@ -82,6 +91,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn tracepoints_are_known_by_their_own_names() {
+        let name = |target| HOOKS.iter().find(|hook| hook.target == target)?.tracepoint();
+        assert_eq!(name("sched_process_fork"), Some("sched_process_fork"));
+        assert_eq!(name("migrate:remove_migration_pte"), Some("remove_migration_pte"));
+        assert_eq!(name("remove_migration_pte"), None);
     }
 
     #[test]

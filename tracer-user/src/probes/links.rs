@@ -35,6 +35,10 @@ fn program_of<'o>(object: &'o mut Ebpf, name: &str) -> Result<&'o mut Program, P
         .ok_or_else(|| ProgramError::IOError(io::Error::other(format!("no program {name}"))))
 }
 
+fn tracepoint(hook: &Hook) -> &'static str {
+    hook.tracepoint().unwrap_or(hook.target)
+}
+
 /// Has the verifier look at a program and keeps it in the kernel, unless it is there. Nothing runs yet.
 ///
 /// # Errors
@@ -48,7 +52,7 @@ pub fn load(object: &mut Ebpf, btf: &aya::Btf, hook: &Hook, wanted: HookProgram)
         Program::FEntry(program) => program.load(hook.target, btf),
         Program::FExit(program) => program.load(hook.target, btf),
         Program::KProbe(program) => program.load(),
-        Program::BtfTracePoint(program) => program.load(hook.target, btf),
+        Program::BtfTracePoint(program) => program.load(tracepoint(hook), btf),
         Program::RawTracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -64,7 +68,7 @@ pub fn attach(object: &mut Ebpf, hook: &Hook, wanted: HookProgram) -> Result<Att
         Program::FExit(program) => Link::FExit(program.attach()?),
         Program::KProbe(program) => Link::KProbe(program.attach(hook.target, 0)?),
         Program::BtfTracePoint(program) => Link::BtfTracePoint(program.attach()?),
-        Program::RawTracePoint(program) => Link::RawTracePoint(program.attach(hook.target)?),
+        Program::RawTracePoint(program) => Link::RawTracePoint(program.attach(tracepoint(hook))?),
         _ => return Err(ProgramError::UnexpectedProgramType),
     };
     Ok(Attached {

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader};
+use aya::{BtfError, Ebpf, EbpfLoader};
 use tracer_common::counters::STRIP;
 
 use super::hooks::Hook;
@@ -118,6 +118,11 @@ pub fn attach(
                 let because = (!failures.is_empty()).then(|| failures.join("; "));
                 return (verdict(Verdict::Attached { mechanism }, because), attached);
             }
+            Err(error) if hook.tracepoint().is_some() && is_absent(&error) => {
+                detach(object, hook, mechanism, fault_return);
+                let why = "this kernel has no such tracepoint".to_owned();
+                return (verdict(Verdict::Unsupported { why }, None), Vec::new());
+            }
             Err(error) => {
                 failures.push(format!("{}: {}", mechanism.label(), explain(&error)));
                 // What was attached of this hook goes again: no entry without its return.
@@ -205,6 +210,15 @@ fn page_tables_are_known(layout: &Layout) -> bool {
     layout
         .global("PAGE_OFFSET_BASE")
         .is_some_and(|value| value != GlobalValue::U64(0))
+}
+
+/// Whether a tracepoint could not be attached because there is none of the name.
+fn is_absent(error: &ProgramError) -> bool {
+    match error {
+        ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => true,
+        ProgramError::SyscallError(error) => error.io_error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
 }
 
 /// Detaches and unloads the programs of a hook.

@@ -79,7 +79,7 @@ const TRIES: u32 = 4;
 
 /// How long the compaction race is tried where the rounds asked for met nothing: how many epochs fall into a compaction is
 /// a matter of the machine's speed.
-const UNTIL_MET: Duration = Duration::from_secs(25);
+const UNTIL_MET: Duration = Duration::from_secs(12);
 
 /// Two NUMA nodes that have memory.
 fn nodes() -> Result<[i32; 2], Stop> {

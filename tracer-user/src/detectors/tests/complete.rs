@@ -142,6 +142,28 @@ fn so_does_one_that_comes_to_light_before_that() {
 }
 
 #[test]
+fn and_one_that_comes_to_light_while_the_next_clear_walks() {
+    let mut story = Story::new();
+    story.clear(1, vec![private(0, 16)]);
+    story.range(
+        RangeCause::WriteUnreturned,
+        Range::of(CHUNK + PAGE, PAGE),
+        |record| {
+            record.epoch = 1;
+        },
+    );
+    for epoch in 2..=3 {
+        story.clear(epoch, vec![private(0, 16)]);
+    }
+    story.exit(3);
+    story.settle();
+    let verdicts: Vec<_> = (1..=3).map(|epoch| story.of(epoch).verdict).collect();
+    assert_eq!(verdicts, [Verdict::Suspect, Verdict::Suspect, Verdict::Trusted]);
+    assert_eq!(story.of(2).reasons[0].name, "write_unreturned");
+    assert_eq!(story.of(2).dump_again.len(), 1);
+}
+
+#[test]
 fn epochs_that_no_clear_opened_are_not_trusted() {
     for (origin, reason) in [(ORIGIN_ADOPTED, "adopted"), (ORIGIN_FORK, "forked")] {
         let mut story = Story::new();

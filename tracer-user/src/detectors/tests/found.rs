@@ -121,9 +121,12 @@ fn what_came_back_exposed_stays_so_whoever_protects_it() {
         for page in first..first + 4 {
             record.causes[page] = cause_mark(PageCause::ExposedArrival, 1);
         }
-        // Thrown away: the tracker sees that of private memory; of shared memory it is only the entry.
         record.none = PageSet::range(first, 1);
     };
+    // Thrown away: the tracker sees that of private memory; of shared memory it is only the entry.
+    for first in [0, 64] {
+        story.range(RangeCause::Advice, pages(first, 1), |record| record.detail = 4);
+    }
     story.pages(private(0, 64), |record| exposed(record, 0));
     assert_eq!(story.of(1).verdict, Verdict::Suspect);
     assert_eq!(

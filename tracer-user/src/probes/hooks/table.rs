@@ -97,6 +97,15 @@ pub const HOOKS: &[Hook] = &[
         fixed: &[],
     },
     Hook {
+        // The same for each page of a large folio.
+        target: "migrate:remove_migration_pte",
+        required: false,
+        fentry: &[program!("remove_migration_pte_btf", Tracepoint)],
+        kprobe: &[program!("remove_migration_pte_raw", Tracepoint)],
+        return_on_request: false,
+        fixed: &[],
+    },
+    Hook {
         // Names shared memory that reclaim takes out of the page table.
         target: "try_to_unmap_one",
         required: false,

@@ -15,9 +15,10 @@ pub const ALWAYS: [&str; 2] = ["starts", "sigterm_detaches"];
 
 /// Tests that take long, and whether they pass does not hang on how the programs are attached: on every kernel, in one mode each,
 /// unless they are asked for by name.
-pub const IN_ONE_MODE: [(&str, &str); 5] = [
+pub const IN_ONE_MODE: [(&str, &str); 6] = [
     ("wrong_layouts_are_refused", "fentry"),
     ("writes_are_always_watched_if_told", "fentry"),
+    ("check_says_that_run_would_work", "kprobe"),
     ("the_service_runs_without_root", "kprobe"),
     ("a_container_is_tracked_alone", "kprobe"),
     ("what_cannot_be_attached_is_said", "kprobe"),
