@@ -22,6 +22,7 @@ use tracer_common::table::{VmaKey, clear_cell, clear_mark};
 use tracer_common::tracked::ORIGIN_CLEAR;
 
 use self::look::look_at_pages;
+pub use self::quick::zero_as_one;
 use self::quick::{below_64, moved_here, objects, objects_to_all};
 use crate::layout::*;
 use crate::maps::{OWN, RECORDS, SCRATCH, stage};

@@ -74,7 +74,13 @@ pub fn arrives(vma: u64, address: u64) {
     let thread = bpf_get_current_pid_tgid();
     // One that is there already: the kernel had no instance of the return probe left for its return.
     let left_over = ARRIVALS.get_ptr(thread).is_some();
-    let full = ARRIVALS.insert(thread, Arrival { mm, vma, address }, 0).is_err();
+    let arrival = Arrival {
+        mm,
+        vma,
+        address,
+        unsure: 0,
+    };
+    let full = ARRIVALS.insert(thread, arrival, 0).is_err();
     if left_over || full {
         stage(Stage::CallsFull);
     }
@@ -87,6 +93,8 @@ pub struct Arrival {
     mm: u64,
     vma: u64,
     address: u64,
+    /// The last page that was marked while a clear was walking; 0: none.
+    unsure: u64,
 }
 
 /// The return of `remove_migration_pte`: is the page exposed? Asked here and now, because its entry may be write-protected before
@@ -101,10 +109,18 @@ pub fn arrived() {
         return;
     };
     // SAFETY: the verifier proves that `found` is a map value.
-    let Arrival { mm, vma, address } = unsafe { *found };
+    let Arrival {
+        mm,
+        vma,
+        address,
+        unsure,
+    } = unsafe { *found };
     let _ = ARRIVALS.remove(thread);
     if !is_armed(vma) {
         return;
+    }
+    if unsure != 0 {
+        pages::name_exposed(mm, address, unsure);
     }
     let Some(leaf) = exposed(mm, address) else { return };
     let walking = pages::mark_exposed(mm, address, leaf.huge);
@@ -115,20 +131,28 @@ pub fn arrived() {
 }
 
 /// Tracepoint `migrate:remove_migration_pte(addr, pte, order)`, in the function of that name: the entry of one page has been made.
-/// A large folio that is mapped page by page has one call for all of its pages, and one of these for each. Kernels without the
-/// tracepoint have no such folios but huge pages.
+/// A large folio that is mapped page by page has one call for all of its pages, at the address of the first, and one of these for
+/// each; `order` is that of the folio for its first page only (`compound_order` of a tail page). Kernels without the tracepoint have
+/// no such folios but huge pages.
 #[inline(always)]
-pub fn page_arrives(address: u64, order: u32) {
-    if order == 0 || !tracking::anything() {
+pub fn page_arrives(address: u64) {
+    if !tracking::anything() {
         return;
     }
-    let Some(found) = ARRIVALS.get_ptr(bpf_get_current_pid_tgid()) else {
+    let Some(found) = ARRIVALS.get_ptr_mut(bpf_get_current_pid_tgid()) else {
         return;
     };
-    // SAFETY: the verifier proves that `found` is a map value.
-    let Arrival { mm, vma, .. } = unsafe { *found };
-    if is_armed(vma) && exposed(mm, address).is_some() {
-        pages::mark_exposed_at_once(mm, address);
+    // SAFETY: the verifier proves that `found` is a map value; it belongs to this thread.
+    let arrival = unsafe { &mut *found };
+    let mm = arrival.mm;
+    if address == arrival.address {
+        // Looked at when the function returns.
+        return;
+    }
+    if is_armed(arrival.vma) && exposed(mm, address).is_some() {
+        if pages::mark_exposed_at_once(mm, address) {
+            arrival.unsure = address;
+        }
     } else {
         pages::mark_cause(mm, address, false, PageCause::Migration as u32);
     }

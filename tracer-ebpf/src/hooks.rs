@@ -154,13 +154,13 @@ exit_points!(remove_migration_pte_fexit remove_migration_pte_kretprobe ARGS_REMO
 
 #[btf_tracepoint(function = "remove_migration_pte")]
 fn remove_migration_pte_btf(context: BtfTracePointContext) -> u32 {
-    causes::page_arrives(context.arg(0), context.arg(2));
+    causes::page_arrives(context.arg(0));
     0
 }
 
 #[raw_tracepoint(tracepoint = "remove_migration_pte")]
 fn remove_migration_pte_raw(context: RawTracePointContext) -> u32 {
-    causes::page_arrives(context.arg(0), context.arg(2));
+    causes::page_arrives(context.arg(0));
     0
 }
 

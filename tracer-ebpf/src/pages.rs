@@ -1,12 +1,17 @@
 //! The records of pages: finding and creating them, and marking pages in them.
 
+use core::arch::asm;
+
 use tracer_common::counters::Stage;
+use tracer_common::flags::{PTE_HUGE, PTE_PRESENT, PTE_SOFT_DIRTY, PTE_WRITE};
 use tracer_common::pages::{
     CHUNK_SHIFT, ChunkKey, PAGES, PageCause, PageChunk, RACED, TAG_MASK, TAG_TRUSTED, cause_mark, tag,
 };
 
+use crate::audit::zero_as_one;
 use crate::maps::{CHUNK_INDEX, CHUNKS, FREE_CHUNKS, stage};
-use crate::tracking;
+use crate::memory::{Memory, Probed};
+use crate::{paging, tracking};
 
 /// No record.
 pub const NONE: u32 = u32::MAX;
@@ -165,8 +170,8 @@ pub fn mark_exposed(mm: u64, address: u64, huge: bool) -> bool {
     exchange(mm, address, huge, PageCause::ExposedArrival, true)
 }
 
-/// The same for a page that nobody looks at once more: while a clear is walking it may be the clear's turn next, and then the page
-/// was exposed in the epoch before only. So it is marked without the name.
+/// The same for a page whose page table is locked. While a clear is walking it may be the clear's turn next, and then the page was
+/// exposed in the epoch before only: so it is marked without the name, which [`name_exposed`] gives.
 #[inline(never)]
 pub fn mark_exposed_at_once(mm: u64, address: u64) -> bool {
     exchange(mm, address, false, PageCause::ExposedArrival, false)
@@ -176,6 +181,61 @@ pub fn mark_exposed_at_once(mm: u64, address: u64) -> bool {
 #[inline(never)]
 pub fn take_exposed_back(mm: u64, address: u64, huge: bool) -> bool {
     exchange(mm, address, huge, PageCause::Migration, true)
+}
+
+/// The lower nine bits. Written as an instruction, because LLVM knows the bounds of a loop and leaves the mask out that the verifier
+/// needs to see.
+#[inline(always)]
+fn below_512(mut value: u64) -> usize {
+    // SAFETY: arithmetic on a register.
+    unsafe { asm!("{value} &= 511", value = inout(reg) value, options(pure, nomem, nostack)) };
+    value as usize
+}
+
+/// Names the pages from `first` to `last`, of one page table, that came back exposed while a clear was walking and still are: the clear
+/// had come by before.
+#[inline(never)]
+pub fn name_exposed(mm: u64, first: u64, last: u64) {
+    const OF_INTEREST: u64 = PTE_PRESENT | PTE_WRITE | PTE_SOFT_DIRTY;
+    let Some(tracked) = tracking::get(mm) else { return };
+    // SAFETY: the verifier proves that `tracked` is a map value.
+    let (birth, epoch) = unsafe {
+        let tracked = &*tracked;
+        (tracked.birth, tracked.boundary.epoch_of(first, tracked.epoch))
+    };
+    let pmd = paging::middle(mm, first);
+    if pmd & PTE_PRESENT == 0 || pmd & PTE_HUGE != 0 {
+        return;
+    }
+    let Some(chunk) = get(find(birth, first)) else {
+        return;
+    };
+    let table = paging::table_of(pmd);
+    let perhaps = u64::from(tag(epoch) | RACED);
+    let name = u64::from(cause_mark(PageCause::ExposedArrival, epoch));
+    let (from, to) = (
+        (first >> 12) & (PAGES as u64 - 1),
+        (last >> 12) & (PAGES as u64 - 1),
+    );
+    for page in 0..PAGES as u64 {
+        let at = from.wrapping_add(page);
+        if at > to || at >= PAGES as u64 {
+            break;
+        }
+        let entry = Probed::u64(table.wrapping_add(at * 8), 0);
+        let at = below_512(at);
+        // Without a branch, for the verifiers that go back over every turn of a loop.
+        // SAFETY: the verifier proves that `chunk` is a map value; the index is masked.
+        unsafe {
+            let mark = (&raw const (*chunk).written).cast::<u8>().add(at).read_volatile();
+            let is_so = zero_as_one((entry ^ (PTE_PRESENT | PTE_WRITE)) & OF_INTEREST)
+                & zero_as_one(u64::from(mark) ^ perhaps);
+            let causes: *mut u8 = (&raw mut (*chunk).causes).cast();
+            let before = u64::from(causes.add(at).read_volatile());
+            let after = before ^ ((before ^ name) & (is_so * 0xff));
+            causes.add(at).write_volatile(after as u8);
+        }
+    }
 }
 
 #[inline(always)]

@@ -36,6 +36,15 @@ pub(super) const ALL: &[Scenario] = &[
     )
     .race(40),
     Scenario::new(
+        "migration-race-large-folio",
+        Class::A,
+        RACE,
+        large_folio_race,
+        "The same with private pages in folios of 64 KiB.",
+    )
+    .race(40)
+    .disruptive(),
+    Scenario::new(
         "migration-race-thp",
         Class::A,
         "migration-race-thp",
@@ -146,6 +155,32 @@ fn race(bench: &Bench, area: Area, then: Then) -> Found {
         stop.store(true, Ordering::Relaxed);
         found
     })
+}
+
+/// As `race`, with memory in folios of 16 pages: a migration moves all pages of one at once.
+fn large_folio_race(bench: &Bench) -> Found {
+    /// Linux 6.8; its counters 6.10.
+    const FOLDER: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB";
+    const FOLIO: usize = 16;
+    nodes()?;
+    let count = || -> Result<usize, Stop> {
+        let text = fs::read_to_string(format!("{FOLDER}/stats/anon_fault_alloc"))
+            .needs("this kernel has no folios of 64 KiB")?;
+        text.trim()
+            .parse()
+            .map_err(|_| Stop::Failed(format!("anon_fault_alloc is {text:?}")))
+    };
+    let before = count()?;
+    bench.host()?.set(&format!("{FOLDER}/enabled"), "always")?;
+    let area = place(
+        Area::reserve(RACE_PAGES, FOLIO * page_size())?,
+        MAP_PRIVATE | MAP_ANONYMOUS,
+    )?;
+    area.fill(OLD);
+    if count()? < before + RACE_PAGES / FOLIO {
+        return Err(Stop::Inconclusive("there is no room for folios of 64 KiB".into()));
+    }
+    race(bench, area, Then::Protect)
 }
 
 /// Pages whose frames have free ones between them, for compaction to move.
