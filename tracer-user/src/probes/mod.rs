@@ -5,7 +5,7 @@ mod bare;
 pub mod counters;
 pub mod demand;
 pub mod filters;
-mod hooks;
+pub(crate) mod hooks;
 mod links;
 mod mapped;
 pub mod missed;
